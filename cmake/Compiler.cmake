@@ -1,0 +1,30 @@
+# Flags of every target, compiler cache and linker.
+find_program(MDN_CCACHE ccache)
+if(MDN_CCACHE)
+  # base_dir: a second clone finds what the first one compiled. The sloppiness lets ccache see
+  # through the precompiled header.
+  set(MDN_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1
+                   CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+                   ${MDN_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${MDN_LAUNCHER})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${MDN_LAUNCHER})
+endif()
+find_program(MDN_MOLD mold)
+if(MDN_MOLD)
+  add_link_options($<$<LINK_LANGUAGE:CXX>:-fuse-ld=mold>)
+endif()
+
+add_library(mdn_flags INTERFACE)
+target_include_directories(mdn_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(
+  mdn_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow
+                      -Wno-unknown-pragmas -fpch-preprocess>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(mdn_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-unused-command-line-argument>)
+endif()
+if(MDN_SANITIZE)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=undefined>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
+  add_link_options(-fsanitize=address,undefined)
+endif()
