@@ -87,9 +87,9 @@ class SafetensorsFile {
 
  private:
   MappedFile file_;
+  Metadata metadata_;  // before tensors_, whose initialisation fills it
   std::vector<TensorView> tensors_;
   std::unordered_map<std::string_view, size_t> by_name_;
-  Metadata metadata_;
 };
 
 /// What SafetensorsFile checks, over bytes in memory. Views point into `bytes`; `name` opens every
