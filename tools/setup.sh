@@ -9,7 +9,7 @@ cuda=${1:-OFF}
 start=$SECONDS
 
 packages=(g++ cmake ninja-build make ccache mold pkg-config python3 python3-venv git libfmt-dev
-  nlohmann-json3-dev libcli11-dev libhwy-dev libpcre2-dev libutf8proc-dev libxxhash-dev libzstd-dev
+  nlohmann-json3-dev libcli11-dev libhwy-dev libpcre2-dev libutf8proc-dev libssl-dev libzstd-dev
   zlib1g-dev libgtest-dev libgmock-dev libbenchmark-dev clang-format clang-tidy shellcheck)
 missing=()
 for package in "${packages[@]}"; do
