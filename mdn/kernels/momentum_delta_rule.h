@@ -48,13 +48,13 @@ inline constexpr double kL2NormEps = 1e-6;
 
 /// The problem: sizes and everything that selects code rather than data.
 struct MomentumDeltaRuleProblem {
-  int64_t B = 1;   // batch rows
-  int64_t T = 0;   // tokens of a row, >= 1
-  int64_t H = 1;   // query/key heads
-  int64_t HV = 1;  // value heads
-  int64_t K = 0;   // key channels
-  int64_t V = 0;   // value channels
-  int64_t N = 1;   // sequences
+  int64_t B = 1;                        // batch rows
+  int64_t T = 0;                        // tokens of a row, >= 1
+  int64_t H = 1;                        // query/key heads
+  int64_t HV = 1;                       // value heads
+  int64_t K = 0;                        // key channels
+  int64_t V = 0;                        // value channels
+  int64_t N = 1;                        // sequences
   const int64_t* cu_seqlens = nullptr;  // [N + 1], or null: N == B
   DType dtype = DType::kFloat32;        // of q, k, v, o and their gradients
   double scale = 1.0;                   // of the output
@@ -140,10 +140,15 @@ struct MomentumDeltaRuleStep {
 };
 
 /// Throws mdn::Error when the sizes contradict each other or a required pointer is missing: what
-/// every backend checks first. `cu_seqlens` itself is read only where it is in host memory.
+/// every backend checks first. Nothing behind a pointer is read.
 void check(const MomentumDeltaRuleForward& call);
 void check(const MomentumDeltaRuleBackward& call);
 void check(const MomentumDeltaRuleStep& call);
+
+/// What a backend whose memory the host can read checks besides: cu_seqlens starts at 0, never
+/// decreases and ends at T; no slot is given twice.
+void check_cu_seqlens(const MomentumDeltaRuleProblem& problem);
+void check_slots(const MomentumDeltaRuleStep& call);
 
 /// float64 only, token by token: the law that the other backends are tested against.
 namespace reference {
