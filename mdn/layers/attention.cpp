@@ -1,0 +1,94 @@
+#include "mdn/layers/attention.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "mdn/core/error.h"
+#include "mdn/layers/linear.h"
+
+namespace mdn::layers {
+namespace {
+
+// Rotates halves: (x1 cos - x2 sin, x1 sin + x2 cos), angle = position theta^(-2i/d), tables in
+// float32. x [B, heads, T, d], positions [T].
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, double theta) {
+  const int64_t d = x.size(-1);
+  const auto type = gate_type(x);
+  const at::Tensor i = at::arange(0, d, 2, x.options().dtype(type));
+  const at::Tensor frequency = at::pow(theta, i / -static_cast<double>(d));
+  const at::Tensor angle = positions.to(type).unsqueeze(1) * frequency;  // [T, d/2]
+  const at::Tensor cos = angle.cos().to(x.scalar_type()), sin = angle.sin().to(x.scalar_type());
+  const auto halves = x.chunk(2, -1);
+  return at::cat({halves[0] * cos - halves[1] * sin, halves[0] * sin + halves[1] * cos}, -1);
+}
+
+// Queries are the last q.size(2) of k.size(2) tokens.
+at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tensor& k,
+                  const at::Tensor& v) {
+  const int64_t queries = q.size(2), keys = k.size(2);
+  const bool grouped = o.num_heads != o.num_kv_heads;
+  const bool windowed = o.window && *o.window < keys;
+  if (!windowed && (queries == keys || queries == 1)) {
+    return at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, queries > 1, std::nullopt,
+                                            grouped);
+  }
+  // back[i, j]: how many tokens key j lies before query i
+  const auto integers = q.options().dtype(at::kLong);
+  const at::Tensor back = (at::arange(queries, integers) + (keys - queries)).unsqueeze(1) -
+                          at::arange(keys, integers).unsqueeze(0);
+  at::Tensor visible = back >= 0;
+  if (windowed) {
+    visible = visible.logical_and(back < *o.window);
+  }
+  return at::scaled_dot_product_attention(q, k, v, visible, 0.0, false, std::nullopt, grouped);
+}
+
+}  // namespace
+
+at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const at::Tensor& x,
+                     const Sequences& sequences, AttentionState* state) {
+  MDN_CHECK(!state || !sequences.packed(),
+            "attention: a carried state with packed sequences is not supported");
+  const int64_t B = x.size(0), T = x.size(1), d = o.head_dim;
+  const auto heads = [&](const at::Tensor& y, int64_t n) {
+    return y.view({B, T, n, d}).transpose(1, 2);  // [B, heads, T, d]
+  };
+  at::Tensor q = heads(linear(x, w.q_proj, w.q_bias), o.num_heads);
+  at::Tensor k = heads(linear(x, w.k_proj, w.k_bias), o.num_kv_heads);
+  at::Tensor v = heads(linear(x, w.v_proj, w.v_bias), o.num_kv_heads);
+  const at::Tensor positions =
+      sequences.positions(T, x.device()) + (state ? state->position : int64_t{0});
+  q = rotate(q, positions, o.rope_theta);
+  k = rotate(k, positions, o.rope_theta);
+
+  at::Tensor out;  // [B, heads, T, d]
+  if (sequences.packed()) {
+    std::vector<at::Tensor> parts;
+    const auto& bounds = sequences.bounds();
+    for (size_t n = 0; n + 1 < bounds.size(); ++n) {
+      const int64_t start = bounds[n], length = bounds[n + 1] - bounds[n];
+      if (length > 0) {
+        parts.push_back(attend(o, q.narrow(2, start, length), k.narrow(2, start, length),
+                               v.narrow(2, start, length)));
+      }
+    }
+    out = at::cat(parts, 2);
+  } else if (state) {
+    if (state->k.defined()) {
+      k = at::cat({state->k, k}, 2);
+      v = at::cat({state->v, v}, 2);
+    }
+    out = attend(o, q, k, v);
+    // Tokens that no later query can see are dropped.
+    const int64_t keep = o.window ? std::min(k.size(2), *o.window - 1) : k.size(2);
+    state->k = k.narrow(2, k.size(2) - keep, keep).contiguous();
+    state->v = v.narrow(2, v.size(2) - keep, keep).contiguous();
+    state->position += T;
+  } else {
+    out = attend(o, q, k, v);
+  }
+  return linear(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
+}
+
+}  // namespace mdn::layers

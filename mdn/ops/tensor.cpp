@@ -1,0 +1,76 @@
+#include "mdn/ops/tensor.h"
+
+
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#ifdef MDN_CUDA
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace mdn::ops {
+namespace {
+
+std::string list_text(at::IntArrayRef sizes) {
+  return fmt::format("[{}]", fmt::join(sizes.begin(), sizes.end(), ", "));
+}
+
+}  // namespace
+
+std::string shape_text(const at::Tensor& x) {
+  return fmt::format("{} {} on {}", list_text(x.sizes()), c10::toString(x.scalar_type()),
+                     x.device().str());
+}
+
+DType dtype_of(const char* op, at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kHalf:
+      return DType::kFloat16;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      MDN_THROW("{}: dtype {} is not supported; use float32, bfloat16, float16 (CUDA) or float64",
+                op, c10::toString(type));
+  }
+}
+
+void TensorCheck::operator()(const at::Tensor& x, const char* name, at::IntArrayRef shape,
+                             at::ScalarType type) const {
+  MDN_CHECK(x.defined(), "{}: {} is missing", op, name);
+  MDN_CHECK(x.sizes() == shape && x.scalar_type() == type && x.device() == device,
+            "{}: {} is {}; it must be {} {} on {}", op, name, shape_text(x), list_text(shape),
+            c10::toString(type), device.str());
+}
+
+at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
+                            c10::Device device) {
+  MDN_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == at::kLong && cu_seqlens.numel() >= 2,
+            "{}: cu_seqlens is {}; it must be [sequences + 1] Long", op, shape_text(cu_seqlens));
+  MDN_CHECK(B == 1, "{}: with cu_seqlens the batch must be 1 (sequences packed along T), got {}", op,
+            B);
+  const at::Tensor host = cu_seqlens.to(at::kCPU).contiguous();
+  const int64_t* cu = host.const_data_ptr<int64_t>();
+  const int64_t N = host.numel() - 1;
+  MDN_CHECK(cu[0] == 0 && cu[N] == T, "{}: cu_seqlens runs from {} to {}; it must run from 0 to T = {}",
+            op, cu[0], cu[N], T);
+  for (int64_t n = 0; n < N; ++n) {
+    MDN_CHECK(cu[n] <= cu[n + 1], "{}: cu_seqlens[{}] = {} is above cu_seqlens[{}] = {}", op, n, cu[n],
+              n + 1, cu[n + 1]);
+  }
+  return device.is_cpu() ? host : cu_seqlens.to(device).contiguous();
+}
+
+void* DeviceScope::stream() const {
+#ifdef MDN_CUDA
+  if (device_.is_cuda()) {
+    return c10::cuda::getCurrentCUDAStream(device_.index()).stream();
+  }
+#endif
+  return nullptr;
+}
+
+}  // namespace mdn::ops

@@ -1,0 +1,61 @@
+// Between torch tensors and raw-pointer kernels: checks that name the argument, dtypes, the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <optional>
+#include <string>
+
+#include "mdn/core/dtype.h"
+#include "mdn/core/error.h"
+
+namespace mdn::ops {
+
+/// "[2, 3] float32 on cpu"
+std::string shape_text(const at::Tensor& x);
+
+/// The kernels' name of a torch dtype; throws for one that no kernel has.
+DType dtype_of(const char* op, at::ScalarType type);
+
+inline const void* data(const at::Tensor& x) { return x.const_data_ptr(); }
+inline const void* data(const std::optional<at::Tensor>& x) {
+  return x ? x->const_data_ptr() : nullptr;
+}
+
+inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
+  return x ? std::optional(x->contiguous()) : std::nullopt;
+}
+
+/// Checks arguments of one operator call: check(x, "alpha", {B, T, H}, at::kFloat).
+struct TensorCheck {
+  const char* op;
+  c10::Device device;
+
+  void operator()(const at::Tensor& x, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type) const;
+  void operator()(const std::optional<at::Tensor>& x, const char* name, at::IntArrayRef shape,
+                  at::ScalarType type) const {
+    if (x) {
+      (*this)(*x, name, shape, type);
+    }
+  }
+};
+
+/// Checks sequence boundaries [N + 1] int64 of B = 1 rows of T tokens: start 0, end T, never
+/// falling. Returns them contiguous on `device`. Boundaries on a GPU are copied back to be checked.
+at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
+                            c10::Device device);
+
+/// Makes the tensor's device current for its lifetime, and names its current stream.
+class DeviceScope {
+ public:
+  explicit DeviceScope(const at::Tensor& x) : device_(x.device()), guard_(device_) {}
+  void* stream() const;  // a cudaStream_t; null on the CPU
+
+ private:
+  c10::Device device_;
+  c10::DeviceGuard guard_;
+};
+
+}  // namespace mdn::ops
