@@ -1,0 +1,81 @@
+// The decoder: embeddings, blocks of mixer and MLP, final norm, head. One for every family; which
+// mixer a layer has is data (Config::layers).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "mdn/layers/attention.h"
+#include "mdn/layers/mlp.h"
+#include "mdn/layers/momentum_deltanet.h"
+#include "mdn/layers/sequences.h"
+#include "mdn/model/config.h"
+#include "mdn/model/parameters.h"
+
+namespace mdn::model {
+
+/// What B sequences carry from call to call, one entry a layer; made by Decoder::new_state.
+/// Memory is constant but for attention layers without a window.
+struct DecoderState {
+  using Layer = std::variant<layers::MomentumDeltaNetState, layers::AttentionState>;
+  std::vector<Layer> layers;
+  int64_t position = 0;  // tokens read so far
+};
+
+class Decoder {
+ public:
+  /// Binds the parameters by name; tensors are shared, so an optimiser that updates them in place
+  /// updates the model.
+  Decoder(Config config, Parameters parameters);
+
+  /// Token ids [B, T] int64 -> final hidden states [B, T, D], normalised. With a state the tokens
+  /// continue it (inference only; not with packed sequences).
+  at::Tensor hidden(const at::Tensor& ids, const layers::Sequences& sequences = {},
+                    DecoderState* state = nullptr) const;
+
+  /// Hidden states [..., D] -> logits [..., vocab], in the model's dtype.
+  at::Tensor logits(const at::Tensor& hidden) const;
+
+  /// Mean cross-entropy in nats over the targets that are not -100; ids, targets [B, T] int64, where
+  /// targets[b, t] is the token that should follow ids[b, t]. Computed in float32 (float64 models:
+  /// float64); a scalar.
+  at::Tensor loss(const at::Tensor& ids, const at::Tensor& targets,
+                  const layers::Sequences& sequences = {}) const;
+
+  /// A fresh start; tensors are made when the first tokens come.
+  DecoderState new_state() const;
+
+  const Config& config() const { return config_; }
+  const Parameters& parameters() const { return parameters_; }
+  Parameters& parameters() { return parameters_; }
+
+ private:
+  struct Block {
+    MixerKind kind;
+    at::Tensor attn_norm, mlp_norm;  // [D]
+    std::variant<layers::MomentumDeltaNetWeights, layers::AttentionWeights> mixer;
+    layers::MlpWeights mlp;
+  };
+
+  Config config_;
+  Parameters parameters_;
+  layers::MomentumDeltaNetOptions momentum_options_;
+  layers::AttentionOptions attention_options_;
+  at::Tensor embeddings_, norm_, head_;
+  std::vector<Block> blocks_;
+};
+
+/// Writes a state with its tensors (safetensors; metadata: state layout version, model type,
+/// position) and reads it back for the same config; any mismatch is an error that names it.
+void save_state(const std::filesystem::path& path, const DecoderState& state, const Config& config);
+DecoderState load_state(const std::filesystem::path& path, const Config& config,
+                        c10::Device device = at::kCPU);
+
+/// Reads config.json and the weights of a model folder.
+Decoder load_decoder(const std::filesystem::path& folder, at::ScalarType type = at::kFloat,
+                     c10::Device device = at::kCPU);
+
+}  // namespace mdn::model

@@ -1,0 +1,36 @@
+// Compares a model against a golden file: logits, loss, every gradient, prefill and decode.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace mdn::model {
+
+/// Relative error in the 2-norm, ‖got - want‖ / ‖want‖, against the allowed one.
+struct VerifyEntry {
+  std::string name;  // logits, loss, decode_logits, grad.<parameter>
+  double error = 0;
+  double allowed = 0;
+  bool ok() const { return error <= allowed; }  // false for NaN
+};
+
+struct VerifyTolerances {
+  double logits = 1e-5;
+  double gradients = 1e-4;
+};
+
+/// float32 and float64: the goldens' own accuracy (they are float32). bfloat16 and float16: the
+/// rounding of weights and activations; docs/numerics.md derives the numbers.
+VerifyTolerances default_tolerances(at::ScalarType type);
+
+/// Folder with config.json, weights.safetensors (or model.safetensors) and golden.safetensors:
+/// input_ids [B, T], logits, loss, grad.* of every parameter, decode_logits [B, n + 1, vocab], the
+/// last position's logits after a prefill of T - n tokens and after each further token. Entries in
+/// the order: logits, loss, decode_logits, gradients from the worst.
+std::vector<VerifyEntry> verify(const std::filesystem::path& folder, at::ScalarType type,
+                                c10::Device device, const VerifyTolerances& tolerances);
+
+}  // namespace mdn::model
