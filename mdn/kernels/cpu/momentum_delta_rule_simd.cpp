@@ -1,0 +1,597 @@
+// momentum_delta_rule, CPU backend: the tasks of the forward, backward and single-token calls, made
+// for every instruction set; the best one is chosen when the program runs. A chunk's matrices come
+// from chunk-inl.h; here they act on values and states, panel by panel of V.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "mdn/kernels/cpu/momentum_delta_rule_simd.cpp"
+#ifndef HWY_DISABLED_TARGETS
+// Not worth their size: what has SSSE3 and no SSE4 is rare, AVX3_DL and AVX3_ZEN4 add nothing for
+// float. Vectors of unknown length (SVE, RVV) cannot be kept in arrays, as tiles are.
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#endif
+#include <hwy/foreach_target.h>  // before highway.h
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "mdn/core/dtype.h"
+#include "mdn/kernels/cpu/chunk-inl.h"
+#include "mdn/kernels/cpu/micro_gemm-inl.h"
+#include "mdn/kernels/cpu/momentum_delta_rule_plan.h"
+#include "mdn/kernels/cpu/rows-inl.h"
+#include "mdn/kernels/momentum_delta_rule.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace mdn::kernels::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One panel of the forward pass. x is the panel [2 K][kPanel] of X; r, o, d_o, dw point at the
+// panel's first column of matrices of stride ld_v. `x_is_zero` spares the products with X.
+
+/// r holds V on entry and R on return: R = V + r_from_x X + r_from_r R, by forward substitution.
+void solve_panel(const Plan& plan, const Chunk& chunk, const float* x, bool x_is_zero, float* r) {
+  for_tiles(chunk.tokens, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    load(tile, r + first * plan.ld_v, plan.ld_v);
+    if (!x_is_zero) {
+      accumulate<Left::kRowMajor>(tile, chunk.r_from_x + first * plan.ld_x, plan.ld_x, x, kPanel,
+                                  2 * plan.K);
+    }
+    const float* lower = chunk.r_from_r + first * plan.ld_c;
+    accumulate<Left::kRowMajor>(tile, lower, plan.ld_c, r, plan.ld_v, first);
+    substitute_forward(tile, lower + first, plan.ld_c);
+    store(tile, r + first * plan.ld_v, plan.ld_v);
+  });
+}
+
+/// O = o_from_x X + o_from_r R
+void output_panel(const Plan& plan, const Chunk& chunk, const float* x, bool x_is_zero,
+                  const float* r, float* o) {
+  for_tiles(chunk.tokens, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    clear(tile);
+    if (!x_is_zero) {
+      accumulate<Left::kRowMajor>(tile, chunk.o_from_x + first * plan.ld_x, plan.ld_x, x, kPanel,
+                                  2 * plan.K);
+    }
+    accumulate<Left::kRowMajor>(tile, chunk.o_from_r + first * plan.ld_c, plan.ld_c, r, plan.ld_v,
+                                first + rows());
+    store(tile, o + first * plan.ld_v, plan.ld_v);
+  });
+}
+
+/// S <- a S - b M + x_from_rᵀ R,  M <- m M + x_from_rᵀ R, each with its half of x_from_r
+void advance_panel(const Plan& plan, const Chunk& chunk, const float* r, bool x_is_zero, float* x) {
+  const float a = chunk.a[chunk.tokens - 1];
+  const float b = chunk.b[chunk.tokens - 1];
+  const float m = chunk.m[chunk.tokens - 1];
+  float* S = x;
+  float* M = x + plan.K * kPanel;
+  for_tiles(plan.K, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    if (x_is_zero) {
+      clear(tile);
+    } else {
+      load_scaled(tile, a, S + first * kPanel, kPanel);
+      add_scaled(tile, -b, M + first * kPanel, kPanel);
+    }
+    accumulate<Left::kTransposed>(tile, chunk.x_from_r + first, plan.ld_x, r, plan.ld_v,
+                                  chunk.tokens);
+    store(tile, S + first * kPanel, kPanel);
+  });
+  for_tiles(plan.K, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    if (x_is_zero) {
+      clear(tile);
+    } else {
+      load_scaled(tile, m, M + first * kPanel, kPanel);
+    }
+    accumulate<Left::kTransposed>(tile, chunk.x_from_r + plan.K + first, plan.ld_x, r, plan.ld_v,
+                                  chunk.tokens);
+    store(tile, M + first * kPanel, kPanel);
+  });
+}
+
+// The same maps transposed: the gradients. dx is the panel of the gradient of X.
+
+/// dw = o_from_rᵀ d_o + x_from_r dX + r_from_rᵀ dw, by backward substitution. dw is the gradient of
+/// V.
+void solve_panel_gradient(const Plan& plan, const Chunk& chunk, const float* d_o, const float* dx,
+                          bool dx_is_zero, float* dw) {
+  for_tiles_reversed(chunk.tokens, [&](auto rows, int64_t first) HWY_ATTR {
+    const int64_t next = first + rows();
+    Tile<rows()> tile;
+    clear(tile);
+    accumulate<Left::kTransposed>(tile, chunk.o_from_r + first * plan.ld_c + first, plan.ld_c,
+                                  d_o + first * plan.ld_v, plan.ld_v, chunk.tokens - first);
+    if (!dx_is_zero) {
+      accumulate<Left::kRowMajor>(tile, chunk.x_from_r + first * plan.ld_x, plan.ld_x, dx, kPanel,
+                                  2 * plan.K);
+    }
+    accumulate<Left::kTransposed>(tile, chunk.r_from_r + next * plan.ld_c + first, plan.ld_c,
+                                  dw + next * plan.ld_v, plan.ld_v, chunk.tokens - next);
+    substitute_backward(tile, chunk.r_from_r + first * plan.ld_c + first, plan.ld_c);
+    store(tile, dw + first * plan.ld_v, plan.ld_v);
+  });
+}
+
+/// dM <- m dM - b dS + Oᵀ d_o + Wᵀ dw,  dS <- a dS + Oᵀ d_o + Wᵀ dw, each with its half of
+/// O = o_from_x and W = r_from_x
+void retreat_panel(const Plan& plan, const Chunk& chunk, const float* d_o, const float* dw,
+                   bool dx_is_zero, float* dx) {
+  const float a = chunk.a[chunk.tokens - 1];
+  const float b = chunk.b[chunk.tokens - 1];
+  const float m = chunk.m[chunk.tokens - 1];
+  float* dS = dx;
+  float* dM = dx + plan.K * kPanel;
+  for_tiles(plan.K, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    if (dx_is_zero) {
+      clear(tile);
+    } else {
+      load_scaled(tile, m, dM + first * kPanel, kPanel);
+      add_scaled(tile, -b, dS + first * kPanel, kPanel);
+    }
+    const int64_t column = plan.K + first;
+    accumulate<Left::kTransposed>(tile, chunk.o_from_x + column, plan.ld_x, d_o, plan.ld_v,
+                                  chunk.tokens);
+    accumulate<Left::kTransposed>(tile, chunk.r_from_x + column, plan.ld_x, dw, plan.ld_v,
+                                  chunk.tokens);
+    store(tile, dM + first * kPanel, kPanel);
+  });
+  for_tiles(plan.K, [&](auto rows, int64_t first) HWY_ATTR {
+    Tile<rows()> tile;
+    if (dx_is_zero) {
+      clear(tile);
+    } else {
+      load_scaled(tile, a, dS + first * kPanel, kPanel);
+    }
+    accumulate<Left::kTransposed>(tile, chunk.o_from_x + first, plan.ld_x, d_o, plan.ld_v,
+                                  chunk.tokens);
+    accumulate<Left::kTransposed>(tile, chunk.r_from_x + first, plan.ld_x, dw, plan.ld_v,
+                                  chunk.tokens);
+    store(tile, dS + first * kPanel, kPanel);
+  });
+}
+
+/// to = rows rightᵀ: [tokens, 2 K] from rows [tokens, V] and the panels [2 K / kPanel][V][kPanel].
+void contract_values(const Plan& plan, int64_t tokens, const float* rows_of, const float* right,
+                     float* to) {
+  for (int64_t panel = 0; panel < 2 * plan.K / kPanel; ++panel) {
+    for_tiles(tokens, [&](auto rows, int64_t first) HWY_ATTR {
+      Tile<rows()> tile;
+      clear(tile);
+      accumulate<Left::kRowMajor>(tile, rows_of + first * plan.ld_v, plan.ld_v,
+                                  right + panel * plan.V * kPanel, kPanel, plan.V);
+      store(tile, to + first * plan.ld_x + panel * kPanel, plan.ld_x);
+    });
+  }
+}
+
+/// to = rows Rᵀ: [tokens, tokens] in every panel that meets the lower triangle.
+void contract_errors(const Plan& plan, int64_t tokens, const float* rows_of,
+                     const float* r_transposed, float* to) {
+  for_tiles(tokens, [&](auto rows, int64_t first) HWY_ATTR {
+    for (int64_t j = 0; j < first + rows(); j += kPanel) {
+      Tile<rows()> tile;
+      clear(tile);
+      accumulate<Left::kRowMajor>(tile, rows_of + first * plan.ld_v, plan.ld_v,
+                                  r_transposed + j * plan.V, kPanel, plan.V);
+      store(tile, to + first * plan.ld_c + j, plan.ld_c);
+    }
+  });
+}
+
+/// Panels [V / kPanel][2 K][kPanel] to panels [2 K / kPanel][V][kPanel].
+void transpose_panels(const Plan& plan, const float* from, float* to) {
+  for (int64_t p = 0; p < plan.panels; ++p) {
+    for (int64_t i = 0; i < 2 * plan.K; i += kPanel) {
+      transpose(from + (p * 2 * plan.K + i) * kPanel, kPanel, kPanel, kPanel,
+                to + (i * plan.V + p * kPanel * kPanel), kPanel);
+    }
+  }
+}
+
+/// Reads panels [begin, end) of the states of one sequence and head, [V, K] in the caller's memory.
+void read_states(const Plan& plan, const MomentumDeltaRuleProblem& p, const void* S, const void* M,
+                 int64_t index, int64_t begin, int64_t end, float* x) {
+  std::fill(x + begin * 2 * plan.K * kPanel, x + end * 2 * plan.K * kPanel, 0.0f);
+  for (int half = 0; half < 2; ++half) {
+    const void* state = half == 0 ? S : M;
+    if (state == nullptr) {
+      continue;
+    }
+    const float* from = static_cast<const float*>(state) + index * p.V * p.K;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      float* to = x + (panel * 2 + half) * plan.K * kPanel;
+      const int64_t columns = std::min(kPanel, p.V - panel * kPanel);
+      if (columns == kPanel && p.K % 4 == 0) {
+        transpose(from + panel * kPanel * p.K, p.K, kPanel, p.K, to, kPanel);
+        continue;
+      }
+      for (int64_t v = 0; v < columns; ++v) {
+        for (int64_t i = 0; i < p.K; ++i) {
+          to[i * kPanel + v] = from[(panel * kPanel + v) * p.K + i];
+        }
+      }
+    }
+  }
+}
+
+void write_states(const Plan& plan, const MomentumDeltaRuleProblem& p, const float* x,
+                  int64_t index, int64_t begin, int64_t end, void* S, void* M) {
+  for (int half = 0; half < 2; ++half) {
+    void* state = half == 0 ? S : M;
+    if (state == nullptr) {
+      continue;
+    }
+    float* to = static_cast<float*>(state) + index * p.V * p.K;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const float* from = x + (panel * 2 + half) * plan.K * kPanel;
+      const int64_t columns = std::min(kPanel, p.V - panel * kPanel);
+      if (columns == kPanel && p.K % 4 == 0) {
+        transpose(from, kPanel, p.K, kPanel, to + panel * kPanel * p.K, p.K);
+        continue;
+      }
+      for (int64_t v = 0; v < columns; ++v) {
+        for (int64_t i = 0; i < p.K; ++i) {
+          to[(panel * kPanel + v) * p.K + i] = from[i * kPanel + v];
+        }
+      }
+    }
+  }
+}
+
+void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_t n, int64_t head,
+                  int64_t panel_begin, int64_t panel_end, float* memory) {
+  const MomentumDeltaRuleProblem& p = call.problem;
+  const MomentumDeltaRuleInputs& in = call.inputs;
+  Scratch pieces(memory);
+  ForwardScratch s(plan, pieces);
+  const Sequence sequence = plan.sequence(p, n);
+  const int64_t panel_floats = 2 * plan.K * kPanel;
+  const int64_t first_column = panel_begin * kPanel;
+  const int64_t columns = std::min(panel_end * kPanel, p.V) - first_column;
+  const bool wants_final = call.final_S != nullptr || call.final_M != nullptr;
+
+  read_states(plan, p, in.initial_S, in.initial_M, n * p.HV + head, panel_begin, panel_end, s.x);
+  bool x_is_zero = in.initial_S == nullptr && in.initial_M == nullptr;
+  for (int64_t done = 0; done < sequence.length; done += plan.C) {
+    const int64_t token = sequence.begin + done;
+    const int64_t tokens = std::min(plan.C, sequence.length - done);
+    if (call.saved != nullptr && done > 0 && done % plan.segment == 0) {
+      const int64_t index = plan.saved_index(sequence, done / plan.segment) * p.HV + head;
+      std::copy(s.x + panel_begin * panel_floats, s.x + panel_end * panel_floats,
+                static_cast<float*>(call.saved) + index * plan.state + panel_begin * panel_floats);
+    }
+    build_chunk(plan, p, in, token, tokens, head, s.k_transposed, s.chunk);
+    const int64_t offset = (token * p.HV + head) * p.V + first_column;
+    load_rows(in.v, p.dtype, offset, p.HV * p.V, tokens, columns, s.r + first_column, plan.ld_v,
+              (panel_end - panel_begin) * kPanel);
+    const bool advances = wants_final || done + tokens < sequence.length;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      float* x = s.x + panel * panel_floats;
+      float* r = s.r + panel * kPanel;
+      solve_panel(plan, s.chunk, x, x_is_zero, r);
+      output_panel(plan, s.chunk, x, x_is_zero, r, s.o + panel * kPanel);
+      if (advances) {
+        advance_panel(plan, s.chunk, r, x_is_zero, x);
+      }
+    }
+    x_is_zero = false;
+    store_rows(s.o + first_column, plan.ld_v, tokens, columns, call.o, p.dtype, offset, p.HV * p.V);
+  }
+  write_states(plan, p, s.x, n * p.HV + head, panel_begin, panel_end, call.final_S, call.final_M);
+}
+
+/// Rebuilds a segment: the chunks' matrices, the states before each chunk and the errors.
+void rebuild_segment(const MomentumDeltaRuleBackward& call, const Plan& plan,
+                     const Sequence& sequence, int64_t begin, int64_t end, int64_t head,
+                     bool x_is_zero, BackwardScratch& s) {
+  const MomentumDeltaRuleProblem& p = call.problem;
+  for (int64_t done = begin; done < end; done += plan.C) {
+    const int64_t i = (done - begin) / plan.C;
+    const int64_t token = sequence.begin + done;
+    const int64_t tokens = std::min(plan.C, end - done);
+    build_chunk(plan, p, call.inputs, token, tokens, head, s.k_transposed, s.chunk[i]);
+    if (!x_is_zero) {
+      transpose_panels(plan, s.x, s.x_transposed[i]);
+    }
+    load_rows(call.inputs.v, p.dtype, (token * p.HV + head) * p.V, p.HV * p.V, tokens, p.V, s.r[i],
+              plan.ld_v, plan.V);
+    for (int64_t panel = 0; panel < plan.panels; ++panel) {
+      float* x = s.x + panel * 2 * plan.K * kPanel;
+      float* r = s.r[i] + panel * kPanel;
+      solve_panel(plan, s.chunk[i], x, x_is_zero, r);
+      if (done + tokens < end) {
+        advance_panel(plan, s.chunk[i], r, x_is_zero, x);
+      }
+    }
+    x_is_zero = false;
+  }
+}
+
+void backward_task(const MomentumDeltaRuleBackward& call, const Plan& plan, int64_t n, int64_t head,
+                   float* head_dq, float* head_dk, float* memory) {
+  const MomentumDeltaRuleProblem& p = call.problem;
+  const MomentumDeltaRuleInputs& in = call.inputs;
+  Scratch pieces(memory);
+  BackwardScratch s(plan, pieces);
+  const Sequence sequence = plan.sequence(p, n);
+  const float scale = static_cast<float>(p.scale);
+  const int64_t index = n * p.HV + head;
+  const int64_t panel_floats = 2 * plan.K * kPanel;
+  const int64_t half = plan.K * plan.V;  // floats of S in the transposed panels
+  const bool starts_from_zero = in.initial_S == nullptr && in.initial_M == nullptr;
+  const bool wants_initial = call.d_initial_S != nullptr || call.d_initial_M != nullptr;
+
+  read_states(plan, p, call.d_final_S, call.d_final_M, index, 0, plan.panels, s.dx);
+  bool dx_is_zero = call.d_final_S == nullptr && call.d_final_M == nullptr;
+  const int64_t segments = (sequence.length + plan.segment - 1) / plan.segment;
+  for (int64_t segment = segments - 1; segment >= 0; --segment) {
+    const int64_t begin = segment * plan.segment;
+    const int64_t end = std::min(begin + plan.segment, sequence.length);
+    if (segment == 0) {
+      read_states(plan, p, in.initial_S, in.initial_M, index, 0, plan.panels, s.x);
+    } else {
+      const int64_t saved = plan.saved_index(sequence, segment) * p.HV + head;
+      std::copy_n(static_cast<const float*>(call.saved) + saved * plan.state, plan.state, s.x);
+    }
+    rebuild_segment(call, plan, sequence, begin, end, head, segment == 0 && starts_from_zero, s);
+
+    const int64_t chunks = (end - begin + plan.C - 1) / plan.C;
+    for (int64_t i = chunks - 1; i >= 0; --i) {
+      const Chunk& chunk = s.chunk[i];
+      const int64_t tokens = chunk.tokens;
+      const int64_t done = begin + i * plan.C;
+      const int64_t token = sequence.begin + done;
+      const int64_t offset = (token * p.HV + head) * p.V;
+      const bool x_is_zero = done == 0 && starts_from_zero;
+      load_rows(call.d_o, p.dtype, offset, p.HV * p.V, tokens, p.V, s.d_o, plan.ld_v, plan.V);
+
+      // The chain: gradients of the errors, and of the states before the chunk.
+      if (!dx_is_zero) {
+        transpose_panels(plan, s.dx, s.dx_transposed);
+      }
+      const bool retreats = done > 0 || wants_initial;
+      for (int64_t panel = 0; panel < plan.panels; ++panel) {
+        float* dx = s.dx + panel * panel_floats;
+        const float* d_o = s.d_o + panel * kPanel;
+        float* dw = s.dw + panel * kPanel;
+        solve_panel_gradient(plan, chunk, d_o, dx, dx_is_zero, dw);
+        if (retreats) {
+          retreat_panel(plan, chunk, d_o, dw, dx_is_zero, dx);
+        }
+      }
+      store_rows(s.dw, plan.ld_v, tokens, p.V, call.d_v, p.dtype, offset, p.HV * p.V);
+
+      // Gradients of the chunk's matrices.
+      if (x_is_zero) {
+        std::fill_n(s.ox, tokens * plan.ld_x, 0.0f);
+        std::fill_n(s.wx, tokens * plan.ld_x, 0.0f);
+      } else {
+        contract_values(plan, tokens, s.d_o, s.x_transposed[i], s.ox);
+        contract_values(plan, tokens, s.dw, s.x_transposed[i], s.wx);
+      }
+      if (dx_is_zero) {
+        std::fill_n(s.rx, tokens * plan.ld_x, 0.0f);
+      } else {
+        contract_values(plan, tokens, s.r[i], s.dx_transposed, s.rx);
+      }
+      std::fill(s.r[i] + tokens * plan.ld_v, s.r[i] + round_up(tokens, kPanel) * plan.ld_v, 0.0f);
+      for (int64_t j = 0; j < tokens; j += kPanel) {
+        transpose(s.r[i] + j * plan.ld_v, plan.ld_v, kPanel, plan.V, s.r_transposed + j * plan.V,
+                  kPanel);
+      }
+      contract_errors(plan, tokens, s.d_o, s.r_transposed, s.oR);
+      contract_errors(plan, tokens, s.dw, s.r_transposed, s.F);
+
+      ChunkGradient grad;
+      grad.ox = s.ox;
+      grad.wx = s.wx;
+      grad.rx = s.rx;
+      grad.oR = s.oR;
+      grad.F = s.F;
+      grad.dS_S = grad.dS_M = grad.dM_M = 0;
+      if (!x_is_zero && !dx_is_zero) {
+        const float* x = s.x_transposed[i];
+        grad.dS_S = dot(s.dx_transposed, x, half);
+        grad.dS_M = dot(s.dx_transposed, x + half, half);
+        grad.dM_M = dot(s.dx_transposed + half, x + half, half);
+      }
+      grad.dP = s.dP;
+      grad.Z = s.Z;
+      grad.dq = s.dq;
+      grad.dk = s.dk;
+      grad.vectors = s.vectors;
+      const int64_t gate = token * p.HV + head;
+      grad.alpha = static_cast<float*>(call.d_alpha) + gate;
+      grad.mu = static_cast<float*>(call.d_mu) + gate;
+      grad.eta = static_cast<float*>(call.d_eta) + gate;
+      grad.beta = static_cast<float*>(call.d_beta) + gate;
+      grad.pi = call.d_pi != nullptr ? static_cast<float*>(call.d_pi) + gate : nullptr;
+      chunk_gradient(plan, scale, p.HV, chunk, grad);
+      if (p.l2norm) {
+        for (int64_t t = 0; t < tokens; ++t) {
+          normalise_row_gradient(chunk.q + t * plan.ld_k, chunk.q_factor[t], plan.K,
+                                 s.dq + t * plan.ld_k);
+          normalise_row_gradient(chunk.k + t * plan.ld_k, chunk.k_factor[t], plan.K,
+                                 s.dk + t * plan.ld_k);
+        }
+      }
+      // Where heads share q and k, these are floats of [B, T, HV, K], to be summed later.
+      const DType row_dtype = plan.shared ? DType::kFloat32 : p.dtype;
+      store_rows(s.dq, plan.ld_k, tokens, p.K, plan.shared ? head_dq : call.d_q, row_dtype,
+                 gate * p.K, p.HV * p.K);
+      store_rows(s.dk, plan.ld_k, tokens, p.K, plan.shared ? head_dk : call.d_k, row_dtype,
+                 gate * p.K, p.HV * p.K);
+      dx_is_zero = false;
+    }
+  }
+  write_states(plan, p, s.dx, index, 0, plan.panels, call.d_initial_S, call.d_initial_M);
+}
+
+template <class T>
+void sum_heads_of(const MomentumDeltaRuleProblem& p, const float* head_rows, int64_t begin,
+                  int64_t end, T* rows) {
+  const int64_t group = p.HV / p.H;
+  // row h = Σ rows of the value heads h group, h group + 1, ...
+  for (int64_t row = begin * p.H; row < end * p.H; ++row) {
+    const float* from = head_rows + row * group * p.K;
+    T* to = rows + row * p.K;
+    int64_t i = 0;
+    for (; i + kLanes <= p.K; i += kLanes) {
+      Vf total = load_at(from + i);
+      for (int64_t member = 1; member < group; ++member) {
+        total = hn::Add(total, load_at(from + member * p.K + i));
+      }
+      store_floats(total, to + i);
+    }
+    for (; i < p.K; ++i) {
+      float total = from[i];
+      for (int64_t member = 1; member < group; ++member) {
+        total += from[member * p.K + i];
+      }
+      to[i] = static_cast<T>(total);
+    }
+  }
+}
+
+void sum_heads(const MomentumDeltaRuleProblem& p, const float* head_rows, int64_t begin,
+               int64_t end, void* rows) {
+  if (p.dtype == DType::kFloat32) {
+    sum_heads_of(p, head_rows, begin, end, static_cast<float*>(rows));
+  } else {
+    sum_heads_of(p, head_rows, begin, end, static_cast<BFloat16*>(rows));
+  }
+}
+
+/// Σ x y of two rows of any length.
+template <class X, class Y>
+float dot_rows(const X* x, const Y* y, int64_t count) {
+  Vf sums = hn::Zero(Df());
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    sums = hn::MulAdd(load_floats(x + i), load_floats(y + i), sums);
+  }
+  float total = sum(sums);
+  for (; i < count; ++i) {
+    total += static_cast<float>(x[i]) * static_cast<float>(y[i]);
+  }
+  return total;
+}
+
+template <class T>
+void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
+               int64_t row_end) {
+  const int64_t K = call.K;
+  const int64_t slot = call.slots != nullptr ? call.slots[b] : b;
+  const int64_t key_row = (b * call.H + head / (call.HV / call.H)) * K;
+  const T* q = static_cast<const T*>(call.q) + key_row;
+  const T* k = static_cast<const T*>(call.k) + key_row;
+  const int64_t gate = b * call.HV + head;
+  const T* v = static_cast<const T*>(call.v) + gate * call.V;
+  T* o = static_cast<T*>(call.o) + gate * call.V;
+  const float alpha = static_cast<const float*>(call.alpha)[gate];
+  const float mu = static_cast<const float*>(call.mu)[gate];
+  const float eta = static_cast<const float*>(call.eta)[gate];
+  const float beta = static_cast<const float*>(call.beta)[gate];
+  const float pi = call.pi != nullptr ? static_cast<const float*>(call.pi)[gate] : alpha;
+  const float scale = static_cast<float>(call.scale);
+  float q_factor = 1;
+  float k_factor = 1;
+  if (call.l2norm) {
+    q_factor = 1.0f / std::sqrt(dot_rows(q, q, K) + static_cast<float>(kL2NormEps));
+    k_factor = 1.0f / std::sqrt(dot_rows(k, k, K) + static_cast<float>(kL2NormEps));
+  }
+  const float kq = q_factor * k_factor * dot_rows(k, q, K);
+  const int64_t state = (slot * call.HV + head) * call.V * K;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    float* S = static_cast<float*>(call.S) + state + row * K;
+    float* M = static_cast<float*>(call.M) + state + row * K;
+    // s = S k, y = S q, z = M q in one pass over the old states
+    Vf s_sum = hn::Zero(Df()), y_sum = s_sum, z_sum = s_sum;
+    int64_t i = 0;
+    for (; i + kLanes <= K; i += kLanes) {
+      const Vf S_i = load_at(S + i);
+      const Vf k_i = load_floats(k + i);
+      const Vf q_i = load_floats(q + i);
+      s_sum = hn::MulAdd(S_i, k_i, s_sum);
+      y_sum = hn::MulAdd(S_i, q_i, y_sum);
+      z_sum = hn::MulAdd(load_at(M + i), q_i, z_sum);
+    }
+    float s = sum(s_sum);
+    float y = sum(y_sum);
+    float z = sum(z_sum);
+    for (; i < K; ++i) {
+      s += S[i] * static_cast<float>(k[i]);
+      y += S[i] * static_cast<float>(q[i]);
+      z += M[i] * static_cast<float>(q[i]);
+    }
+    s *= k_factor;
+    y *= q_factor;
+    z *= q_factor;
+    // r = v - pi s;  o = scale (alpha y - beta (mu z - eta (k·q) r))
+    const float r = static_cast<float>(v[row]) - pi * s;
+    o[row] = static_cast<T>(scale * (alpha * y - beta * (mu * z - eta * kq * r)));
+    // M <- mu M - eta k r;  S <- alpha S - beta M
+    const float write = -eta * r * k_factor;
+    i = 0;
+    for (; i + kLanes <= K; i += kLanes) {
+      const Vf M_i = hn::MulAdd(set(mu), load_at(M + i), hn::Mul(set(write), load_floats(k + i)));
+      store_floats(M_i, M + i);
+      store_floats(hn::NegMulAdd(set(beta), M_i, hn::Mul(set(alpha), load_at(S + i))), S + i);
+    }
+    for (; i < K; ++i) {
+      M[i] = mu * M[i] + write * static_cast<float>(k[i]);
+      S[i] = alpha * S[i] - beta * M[i];
+    }
+  }
+}
+
+void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
+               int64_t row_end) {
+  if (call.dtype == DType::kFloat32) {
+    step_rows<float>(call, b, head, row_begin, row_end);
+  } else {
+    step_rows<BFloat16>(call, b, head, row_begin, row_end);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mdn::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace mdn::kernels::cpu {
+
+HWY_EXPORT(forward_task);
+HWY_EXPORT(backward_task);
+HWY_EXPORT(sum_heads);
+HWY_EXPORT(step_task);
+
+void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_t n, int64_t head,
+                  int64_t panel_begin, int64_t panel_end, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(forward_task)(call, plan, n, head, panel_begin, panel_end, scratch);
+}
+
+void backward_task(const MomentumDeltaRuleBackward& call, const Plan& plan, int64_t n, int64_t head,
+                   float* head_dq, float* head_dk, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(backward_task)(call, plan, n, head, head_dq, head_dk, scratch);
+}
+
+void sum_heads(const MomentumDeltaRuleProblem& problem, const float* head_rows, int64_t begin,
+               int64_t end, void* rows) {
+  HWY_DYNAMIC_DISPATCH(sum_heads)(problem, head_rows, begin, end, rows);
+}
+
+void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
+               int64_t row_end) {
+  HWY_DYNAMIC_DISPATCH(step_task)(call, b, head, row_begin, row_end);
+}
+
+}  // namespace mdn::kernels::cpu
+#endif  // HWY_ONCE
