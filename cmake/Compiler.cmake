@@ -18,7 +18,8 @@ add_library(mdn_flags INTERFACE)
 target_include_directories(mdn_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_options(
   mdn_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow
-                      -Wno-unknown-pragmas -fpch-preprocess>)
+                      -Wno-unknown-pragmas -fpch-preprocess
+                      -fPIC>) # for programs too, so that they share the precompiled header
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(mdn_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-unused-command-line-argument>)
 endif()

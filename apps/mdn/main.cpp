@@ -6,7 +6,8 @@
 
 int main(int argc, char** argv) {
   CLI::App program{
-      "Momentum DeltaNet: a linear-attention language model whose memory learns by gradient descent\n"
+      "Momentum DeltaNet: a linear-attention language model whose memory learns by gradient "
+      "descent\n"
       "with momentum. `mdn SUBCOMMAND --help` explains a subcommand with an example."};
   program.require_subcommand(1);
   program.fallthrough(false);

@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <limits>
 
-#include "mdn/core/error.h"
-
 namespace mdn {
 
 enum class DType : uint8_t { kFloat64, kFloat32, kFloat16, kBFloat16 };

@@ -7,7 +7,9 @@
 
 namespace mdn {
 
-int num_threads() { return omp_get_max_threads(); }
+int num_threads() {
+  return omp_get_max_threads();
+}
 
 void parallel_for(int64_t count, const std::function<void(int64_t, int)>& body) {
   std::exception_ptr failure;

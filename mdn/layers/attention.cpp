@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/linear.h"
+#include "mdn/layers/project.h"
 
 namespace mdn::layers {
 namespace {
@@ -54,9 +54,9 @@ at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const
   const auto heads = [&](const at::Tensor& y, int64_t n) {
     return y.view({B, T, n, d}).transpose(1, 2);  // [B, heads, T, d]
   };
-  at::Tensor q = heads(linear(x, w.q_proj, w.q_bias), o.num_heads);
-  at::Tensor k = heads(linear(x, w.k_proj, w.k_bias), o.num_kv_heads);
-  at::Tensor v = heads(linear(x, w.v_proj, w.v_bias), o.num_kv_heads);
+  at::Tensor q = heads(project(x, w.q_proj, w.q_bias), o.num_heads);
+  at::Tensor k = heads(project(x, w.k_proj, w.k_bias), o.num_kv_heads);
+  at::Tensor v = heads(project(x, w.v_proj, w.v_bias), o.num_kv_heads);
   const at::Tensor positions =
       sequences.positions(T, x.device()) + (state ? state->position : int64_t{0});
   q = rotate(q, positions, o.rope_theta);
@@ -88,7 +88,7 @@ at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const
   } else {
     out = attend(o, q, k, v);
   }
-  return linear(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
+  return project(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
 }
 
 }  // namespace mdn::layers

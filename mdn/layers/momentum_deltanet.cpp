@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/linear.h"
 #include "mdn/layers/norm.h"
+#include "mdn/layers/project.h"
 #include "mdn/layers/short_conv.h"
 #include "mdn/ops/momentum_delta_rule.h"
 
@@ -14,7 +14,7 @@ namespace {
 // silu(conv(W x)), or silu(W x) without a convolution.
 at::Tensor projected(const at::Tensor& x, const at::Tensor& proj, const at::Tensor& conv,
                      const Sequences& sequences, at::Tensor* state) {
-  const at::Tensor y = linear(x, proj);
+  const at::Tensor y = project(x, proj);
   return conv.defined() ? short_conv(y, conv, sequences, state) : at::silu(y);
 }
 
@@ -28,10 +28,10 @@ MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
     const at::Tensor wide = p.to(type);
     return (group == 1 ? wide : wide.repeat_interleave(group)).exp();
   };
-  const at::Tensor a = linear(x, weights.a_proj).to(type) + weights.dt_bias.to(type);
-  const at::Tensor m = linear(x, weights.m_proj).to(type) + weights.mu_bias.to(type);
-  const at::Tensor b = linear(x, weights.b_proj).to(type);
-  const at::Tensor e = linear(x, weights.e_proj).to(type);
+  const at::Tensor a = project(x, weights.a_proj).to(type) + weights.dt_bias.to(type);
+  const at::Tensor m = project(x, weights.m_proj).to(type) + weights.mu_bias.to(type);
+  const at::Tensor b = project(x, weights.b_proj).to(type);
+  const at::Tensor e = project(x, weights.e_proj).to(type);
 
   MomentumGates gates;
   at::Tensor log_mu = -per_value_head(weights.Mu_log) * at::softplus(m);
@@ -89,9 +89,9 @@ at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDel
       M = state->M;
     }
     at::Tensor final_S, final_M;
-    std::tie(out, final_S, final_M) = ops::momentum_delta_rule(
-        q, k, v, gates.alpha, gates.mu, gates.eta, gates.beta, pi, S, M, sequences.cu_seqlens(),
-        std::nullopt, true);
+    std::tie(out, final_S, final_M) =
+        ops::momentum_delta_rule(q, k, v, gates.alpha, gates.mu, gates.eta, gates.beta, pi, S, M,
+                                 sequences.cu_seqlens(), std::nullopt, true);
     if (state) {
       state->S = final_S;
       state->M = final_M;
@@ -100,13 +100,13 @@ at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDel
 
   if (w.g_proj.defined() || w.g_proj_0.defined()) {
     const at::Tensor g = w.g_proj.defined()
-                             ? linear(x, w.g_proj)
-                             : linear(linear(x, w.g_proj_0), w.g_proj_1, w.g_proj_1_bias);
+                             ? project(x, w.g_proj)
+                             : project(project(x, w.g_proj_0), w.g_proj_1, w.g_proj_1_bias);
     out = gated_rms_norm(out, g.view({B, T, o.HV, o.V}), w.o_norm, o.norm_eps);
   } else {
     out = rms_norm(out, w.o_norm, o.norm_eps);
   }
-  return linear(out.reshape({B, T, o.HV * o.V}), w.o_proj);
+  return project(out.reshape({B, T, o.HV * o.V}), w.o_proj);
 }
 
 }  // namespace mdn::layers

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/layers/linear.h"
+#include "mdn/layers/project.h"
 
 namespace mdn::layers {
 namespace {

@@ -1,4 +1,5 @@
-// RMSNorm, plain and gated. Computed in float32 (float64 for float64 inputs), returned in x's dtype.
+// RMSNorm, plain and gated. Computed in float32 (float64 for float64 inputs), returned in x's
+// dtype.
 #pragma once
 
 #include <ATen/core/Tensor.h>

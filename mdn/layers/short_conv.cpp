@@ -20,7 +20,7 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Seque
   if (state) {
     *state = padded.narrow(1, T, W - 1).contiguous();
   }
-  const at::Tensor taps = weight.squeeze(1).t();  // [W, C]
+  const at::Tensor taps = weight.squeeze(1).t().to(x.scalar_type());  // [W, C]
   at::Tensor y;
   const at::Tensor positions =
       sequences.packed() ? sequences.positions(T, x.device()).view({1, T, 1}) : at::Tensor();

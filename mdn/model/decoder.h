@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -28,8 +28,10 @@ struct DecoderState {
 class Decoder {
  public:
   /// Binds the parameters by name; tensors are shared, so an optimiser that updates them in place
-  /// updates the model.
-  Decoder(Config config, Parameters parameters);
+  /// updates the model. Activations are of `compute_type`, by default the parameters' own: float32
+  /// parameters with bfloat16 activations are mixed precision, with float32 gradients.
+  Decoder(Config config, Parameters parameters,
+          std::optional<at::ScalarType> compute_type = std::nullopt);
 
   /// Token ids [B, T] int64 -> final hidden states [B, T, D], normalised. With a state the tokens
   /// continue it (inference only; not with packed sequences).
@@ -39,9 +41,9 @@ class Decoder {
   /// Hidden states [..., D] -> logits [..., vocab], in the model's dtype.
   at::Tensor logits(const at::Tensor& hidden) const;
 
-  /// Mean cross-entropy in nats over the targets that are not -100; ids, targets [B, T] int64, where
-  /// targets[b, t] is the token that should follow ids[b, t]. Computed in float32 (float64 models:
-  /// float64); a scalar.
+  /// Mean cross-entropy in nats over the targets that are not -100; ids, targets [B, T] int64,
+  /// where targets[b, t] is the token that should follow ids[b, t]. Computed in float32 (float64
+  /// models: float64); a scalar.
   at::Tensor loss(const at::Tensor& ids, const at::Tensor& targets,
                   const layers::Sequences& sequences = {}) const;
 
@@ -64,6 +66,7 @@ class Decoder {
   Parameters parameters_;
   layers::MomentumDeltaNetOptions momentum_options_;
   layers::AttentionOptions attention_options_;
+  at::ScalarType compute_type_;
   at::Tensor embeddings_, norm_, head_;
   std::vector<Block> blocks_;
 };

@@ -26,8 +26,8 @@ class Parameters {
  public:
   /// Drawn as published (docs of each Init), in float32 on the CPU from one generator, then
   /// converted: the same seed gives the same values on every device and thread count.
-  static Parameters initialise(const Config& config, uint64_t seed, at::ScalarType type = at::kFloat,
-                               c10::Device device = at::kCPU);
+  static Parameters initialise(const Config& config, uint64_t seed,
+                               at::ScalarType type = at::kFloat, c10::Device device = at::kCPU);
 
   /// From a model folder (config's table against its safetensors files) or one .safetensors file.
   /// Converted to `type`. Missing tensors, tensors the table does not know and wrong shapes are

@@ -18,8 +18,9 @@ struct VerifyEntry {
 };
 
 struct VerifyTolerances {
-  double logits = 1e-5;
-  double gradients = 1e-4;
+  double logits = 1e-5;     // logits, loss, decode_logits
+  double gradients = 1e-4;  // of matrices
+  double vectors = 1e-4;    // of vectors: sums over all tokens of terms of either sign
 };
 
 /// float32 and float64: the goldens' own accuracy (they are float32). bfloat16 and float16: the

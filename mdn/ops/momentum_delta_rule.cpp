@@ -17,18 +17,19 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Backward =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The tensors of a call, contiguous, and the problem they pose. Sizes are checked here by name; what
-// is left to the kernels' own check are relations that these checks imply.
+// The tensors of a call, contiguous, and the problem they pose. Sizes are checked here by name;
+// what is left to the kernels' own check are relations that these checks imply.
 struct Call {
   Tensor q, k, v, alpha, mu, eta, beta;
   OptionalTensor pi, initial_S, initial_M, cu_seqlens;
   kernels::MomentumDeltaRuleProblem problem;
 
   kernels::MomentumDeltaRuleInputs inputs() const {
-    return {data(q),    data(k),    data(v),  data(alpha),     data(mu),
-            data(eta),  data(beta), data(pi), data(initial_S), data(initial_M)};
+    return {data(q),   data(k),    data(v),  data(alpha),     data(mu),
+            data(eta), data(beta), data(pi), data(initial_S), data(initial_M)};
   }
   std::vector<int64_t> states_shape() const {
     return {problem.N, problem.HV, problem.V, problem.K};
@@ -93,9 +94,9 @@ enum class Backend { kReference, kCpu, kCuda };
 
 Backend backend_of(const Call& call) {
   const bool cuda = call.q.is_cuda();
-  const Backend backend = cuda                                            ? Backend::kCuda
+  const Backend backend = cuda                                    ? Backend::kCuda
                           : call.problem.dtype == DType::kFloat64 ? Backend::kReference
-                                                                          : Backend::kCpu;
+                                                                  : Backend::kCpu;
   const std::string reason = backend == Backend::kCuda ? kernels::cuda::unsupported(call.problem)
                              : backend == Backend::kCpu
                                  ? kernels::cpu::unsupported(call.problem)
@@ -125,8 +126,8 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
                 const OptionalTensor& initial_S, const OptionalTensor& initial_M,
                 const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm,
                 bool save) {
-  const Call call = make_call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens,
-                              scale, l2norm);
+  const Call call =
+      make_call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens, scale, l2norm);
   const Backend backend = backend_of(call);
   const DeviceScope device(call.q);
   const auto sizes = sizes_of(backend, call);
@@ -135,14 +136,13 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   Tensor final_M = at::empty(call.states_shape(), call.alpha.options());
   Tensor saved = bytes(call, save ? sizes.saved : 0);
   const Tensor workspace = bytes(call, sizes.forward_workspace);
-  const kernels::MomentumDeltaRuleForward args{
-      .problem = call.problem,
-      .inputs = call.inputs(),
-      .o = o.data_ptr(),
-      .final_S = final_S.data_ptr(),
-      .final_M = final_M.data_ptr(),
-      .saved = save ? saved.data_ptr() : nullptr,
-      .workspace = workspace.data_ptr()};
+  const kernels::MomentumDeltaRuleForward args{.problem = call.problem,
+                                               .inputs = call.inputs(),
+                                               .o = o.data_ptr(),
+                                               .final_S = final_S.data_ptr(),
+                                               .final_M = final_M.data_ptr(),
+                                               .saved = save ? saved.data_ptr() : nullptr,
+                                               .workspace = workspace.data_ptr()};
   switch (backend) {
     case Backend::kReference:
       kernels::reference::forward(args);
@@ -164,8 +164,8 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
                   const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
                   const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens,
                   std::optional<double> scale, bool l2norm) {
-  const Call call = make_call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens,
-                              scale, l2norm);
+  const Call call =
+      make_call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens, scale, l2norm);
   const Backend backend = backend_of(call);
   const DeviceScope device(call.q);
   const auto sizes = sizes_of(backend, call);
@@ -221,16 +221,17 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   return {d_q, d_k, d_v, d_alpha, d_mu, d_eta, d_beta, d_pi, d_initial_S, d_initial_M};
 }
 
-Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-            const Tensor& eta, const Tensor& beta, Tensor& S, Tensor& M, const OptionalTensor& pi,
-            const OptionalTensor& slots, std::optional<double> scale, bool l2norm) {
+Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
+            const Tensor& mu, const Tensor& eta, const Tensor& beta, Tensor& S, Tensor& M,
+            const OptionalTensor& pi, const OptionalTensor& slots, std::optional<double> scale,
+            bool l2norm) {
   constexpr const char* kOp = "momentum_delta_rule_step";
   MDN_CHECK(q.dim() == 3, "{}: q must be [B, H, K], got {}", kOp, shape_text(q));
   MDN_CHECK(v.dim() == 3, "{}: v must be [B, HV, V], got {}", kOp, shape_text(v));
   MDN_CHECK(S.dim() == 4, "{}: S must be [slots, HV, V, K], got {}", kOp, shape_text(S));
   const int64_t B = q.size(0), H = q.size(1), K = q.size(2), HV = v.size(1), V = v.size(2);
-  MDN_CHECK(H >= 1 && HV % H == 0, "{}: v has {} heads, which must be a multiple of q's {}", kOp, HV,
-            H);
+  MDN_CHECK(H >= 1 && HV % H == 0, "{}: v has {} heads, which must be a multiple of q's {}", kOp,
+            HV, H);
   const auto type = q.scalar_type();
   const auto gate_type = type == at::kDouble ? at::kDouble : at::kFloat;
   const TensorCheck check{kOp, q.device()};
@@ -255,7 +256,7 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
                 S.size(0));
     }
   }
-  const std::array<Tensor, 7> x = {q.contiguous(),   k.contiguous(),  v.contiguous(),
+  const std::array<Tensor, 7> x = {q.contiguous(),     k.contiguous(),  v.contiguous(),
                                    alpha.contiguous(), mu.contiguous(), eta.contiguous(),
                                    beta.contiguous()};
   const OptionalTensor pi_c = contiguous(pi);
@@ -363,8 +364,8 @@ class Autograd : public torch::autograd::Function<Autograd> {
     };
     const Tensor d_o = grads[0].defined() ? grads[0] : at::zeros_like(x[3]);
     const auto scale = ctx->saved_data["scale"].toOptional<double>();
-    const auto d = op.call(x[0], d_o, optional(grads[1]), optional(grads[2]), x[1], x[2], x[3], x[4],
-                           x[5], x[6], x[7], optional(x[8]), optional(x[9]), optional(x[10]),
+    const auto d = op.call(x[0], d_o, optional(grads[1]), optional(grads[2]), x[1], x[2], x[3],
+                           x[4], x[5], x[6], x[7], optional(x[8]), optional(x[9]), optional(x[10]),
                            optional(x[11]), scale, ctx->saved_data["l2norm"].toBool());
     const auto given = [](const Tensor& input, const Tensor& gradient) {
       return input.defined() ? gradient : Tensor();
@@ -387,9 +388,9 @@ class Autograd : public torch::autograd::Function<Autograd> {
 
 std::tuple<Tensor, Tensor, Tensor> with_autograd(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
-    const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens, std::optional<double> scale,
-    bool l2norm) {
+    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const OptionalTensor& initial_S, const OptionalTensor& initial_M,
+    const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   auto out = Autograd::apply(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens,
                              scale, l2norm);
   return {out[0], out[1], out[2]};
@@ -398,9 +399,9 @@ std::tuple<Tensor, Tensor, Tensor> with_autograd(
 // Without autograd nothing is saved.
 std::tuple<Tensor, Tensor, Tensor> without_autograd(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
-    const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens, std::optional<double> scale,
-    bool l2norm) {
+    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const OptionalTensor& initial_S, const OptionalTensor& initial_M,
+    const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   const auto [o, S, M, saved] = forward(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M,
                                         cu_seqlens, scale, l2norm, false);
   return {o, S, M};
@@ -408,11 +409,11 @@ std::tuple<Tensor, Tensor, Tensor> without_autograd(
 
 std::tuple<Tensor, Tensor, Tensor> operator_meta(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
-    const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens, std::optional<double> scale,
-    bool l2norm) {
-  const auto [o, S, M, saved] = forward_meta(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M,
-                                             cu_seqlens, scale, l2norm, false);
+    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const OptionalTensor& initial_S, const OptionalTensor& initial_M,
+    const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
+  const auto [o, S, M, saved] = forward_meta(q, k, v, alpha, mu, eta, beta, pi, initial_S,
+                                             initial_M, cu_seqlens, scale, l2norm, false);
   return {o, S, M};
 }
 
@@ -420,13 +421,14 @@ std::tuple<Tensor, Tensor, Tensor> operator_meta(
 
 std::tuple<Tensor, Tensor, Tensor> momentum_delta_rule(
     const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
-    const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens, std::optional<double> scale,
-    bool l2norm) {
+    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const OptionalTensor& initial_S, const OptionalTensor& initial_M,
+    const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("mdn::momentum_delta_rule", "")
                              .typed<decltype(momentum_delta_rule)>();
-  return op.call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens, scale, l2norm);
+  return op.call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens, scale,
+                 l2norm);
 }
 
 Tensor momentum_delta_rule_step(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -442,7 +444,7 @@ Tensor momentum_delta_rule_step(const Tensor& q, const Tensor& k, const Tensor& 
 
 TORCH_LIBRARY_FRAGMENT(mdn, m) {
 #define MDN_GATES "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor mu, Tensor eta, Tensor beta, "
-#define MDN_REST                                                        \
+#define MDN_REST                                                      \
   "Tensor? pi=None, Tensor? initial_S=None, Tensor? initial_M=None, " \
   "Tensor? cu_seqlens=None, float? scale=None, bool l2norm=False"
   m.def("momentum_delta_rule(" MDN_GATES MDN_REST
@@ -461,7 +463,9 @@ TORCH_LIBRARY_FRAGMENT(mdn, m) {
 #undef MDN_REST
 }
 
-TORCH_LIBRARY_IMPL(mdn, Autograd, m) { m.impl("momentum_delta_rule", with_autograd); }
+TORCH_LIBRARY_IMPL(mdn, Autograd, m) {
+  m.impl("momentum_delta_rule", with_autograd);
+}
 
 TORCH_LIBRARY_IMPL(mdn, Meta, m) {
   m.impl("momentum_delta_rule", operator_meta);

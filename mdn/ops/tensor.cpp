@@ -1,6 +1,5 @@
 #include "mdn/ops/tensor.h"
 
-
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -48,18 +47,19 @@ void TensorCheck::operator()(const at::Tensor& x, const char* name, at::IntArray
 
 at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
                             c10::Device device) {
-  MDN_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == at::kLong && cu_seqlens.numel() >= 2,
-            "{}: cu_seqlens is {}; it must be [sequences + 1] Long", op, shape_text(cu_seqlens));
-  MDN_CHECK(B == 1, "{}: with cu_seqlens the batch must be 1 (sequences packed along T), got {}", op,
-            B);
+  MDN_CHECK(
+      cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == at::kLong && cu_seqlens.numel() >= 2,
+      "{}: cu_seqlens is {}; it must be [sequences + 1] Long", op, shape_text(cu_seqlens));
+  MDN_CHECK(B == 1, "{}: with cu_seqlens the batch must be 1 (sequences packed along T), got {}",
+            op, B);
   const at::Tensor host = cu_seqlens.to(at::kCPU).contiguous();
   const int64_t* cu = host.const_data_ptr<int64_t>();
   const int64_t N = host.numel() - 1;
-  MDN_CHECK(cu[0] == 0 && cu[N] == T, "{}: cu_seqlens runs from {} to {}; it must run from 0 to T = {}",
-            op, cu[0], cu[N], T);
+  MDN_CHECK(cu[0] == 0 && cu[N] == T,
+            "{}: cu_seqlens runs from {} to {}; it must run from 0 to T = {}", op, cu[0], cu[N], T);
   for (int64_t n = 0; n < N; ++n) {
-    MDN_CHECK(cu[n] <= cu[n + 1], "{}: cu_seqlens[{}] = {} is above cu_seqlens[{}] = {}", op, n, cu[n],
-              n + 1, cu[n + 1]);
+    MDN_CHECK(cu[n] <= cu[n + 1], "{}: cu_seqlens[{}] = {} is above cu_seqlens[{}] = {}", op, n,
+              cu[n], n + 1, cu[n + 1]);
   }
   return device.is_cpu() ? host : cu_seqlens.to(device).contiguous();
 }

@@ -18,7 +18,9 @@ std::string shape_text(const at::Tensor& x);
 /// The kernels' name of a torch dtype; throws for one that no kernel has.
 DType dtype_of(const char* op, at::ScalarType type);
 
-inline const void* data(const at::Tensor& x) { return x.const_data_ptr(); }
+inline const void* data(const at::Tensor& x) {
+  return x.const_data_ptr();
+}
 inline const void* data(const std::optional<at::Tensor>& x) {
   return x ? x->const_data_ptr() : nullptr;
 }

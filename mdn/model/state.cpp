@@ -1,0 +1,136 @@
+// Saving and loading of decoder states.
+#include <ATen/ATen.h>
+
+#include <charconv>
+
+#include "mdn/core/error.h"
+#include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/model/decoder.h"
+
+namespace mdn::model {
+namespace {
+
+// Every tensor of a layer's state by name, in a fixed order; the same list serves both directions.
+std::vector<std::pair<const char*, at::Tensor*>> fields(DecoderState::Layer& layer) {
+  if (auto* m = std::get_if<layers::MomentumDeltaNetState>(&layer)) {
+    return {{"S", &m->S},
+            {"M", &m->M},
+            {"conv_q", &m->conv_q},
+            {"conv_k", &m->conv_k},
+            {"conv_v", &m->conv_v}};
+  }
+  auto& a = std::get<layers::AttentionState>(layer);
+  return {{"k", &a.k}, {"v", &a.v}};
+}
+
+// The expected shape of a field for B sequences; -1 stands for any size.
+std::vector<int64_t> expected_shape(const Config& c, MixerKind kind, std::string_view field,
+                                    int64_t B) {
+  if (kind == MixerKind::kAttention) {
+    return {B, c.attention.num_kv_heads, -1, c.hidden_size / c.attention.num_heads};
+  }
+  const MomentumDeltaNetConfig& m = c.momentum_deltanet;
+  if (field == "S" || field == "M") {
+    return {B, m.num_value_heads, m.value_dim, m.head_dim};
+  }
+  const int64_t channels =
+      field == "conv_v" ? m.num_value_heads * m.value_dim : m.num_heads * m.head_dim;
+  return {B, m.conv_size - 1, channels};
+}
+
+bool has_field(const Config& c, MixerKind kind, std::string_view field) {
+  return kind == MixerKind::kAttention || !field.starts_with("conv_") ||
+         c.momentum_deltanet.use_short_conv;
+}
+
+std::string name_of_field(size_t layer, const char* field) {
+  return fmt::format("layers.{}.{}", layer, field);
+}
+
+}  // namespace
+
+void save_state(const std::filesystem::path& path, const DecoderState& state,
+                const Config& config) {
+  DecoderState copy = state;  // tensors are shared; only the handles are copied
+  std::vector<at::Tensor> tensors;
+  std::vector<TensorView> views;
+  for (size_t i = 0; i < copy.layers.size(); ++i) {
+    for (const auto& [field, tensor] : fields(copy.layers[i])) {
+      if (!tensor->defined()) {
+        continue;
+      }
+      tensors.push_back(tensor->detach().to(at::kCPU).contiguous());
+      TensorView view;
+      static_cast<TensorInfo&>(view) = info_of(name_of_field(i, field), tensors.back());
+      view.data = bytes_of(tensors.back());
+      views.push_back(std::move(view));
+    }
+  }
+  MDN_CHECK(!views.empty(), "{}: the state is empty; read some tokens first", path.string());
+  write_safetensors(path, views,
+                    {{"format", "mdn-state"},
+                     {"layout_version", std::to_string(kernels::kStateLayoutVersion)},
+                     {"model_type", config.model_type},
+                     {"position", std::to_string(state.position)}});
+}
+
+DecoderState load_state(const std::filesystem::path& path, const Config& config,
+                        c10::Device device) {
+  const SafetensorsFile file(path);
+  const auto meta = [&](const char* key) -> std::string {
+    const auto found = file.metadata().find(key);
+    MDN_CHECK(found != file.metadata().end(), "{}: not a saved state: its metadata has no '{}'",
+              path.string(), key);
+    return found->second;
+  };
+  MDN_CHECK(meta("format") == "mdn-state", "{}: not a saved state: its format is '{}'",
+            path.string(), meta("format"));
+  MDN_CHECK(meta("layout_version") == std::to_string(kernels::kStateLayoutVersion),
+            "{}: state layout version {}; this program reads {}", path.string(),
+            meta("layout_version"), kernels::kStateLayoutVersion);
+  MDN_CHECK(meta("model_type") == config.model_type, "{}: state of a {} model; this is a {}",
+            path.string(), meta("model_type"), config.model_type);
+  DecoderState state;
+  const std::string position = meta("position");
+  const auto [end, error] =
+      std::from_chars(position.data(), position.data() + position.size(), state.position);
+  MDN_CHECK(error == std::errc() && end == position.data() + position.size() && state.position > 0,
+            "{}: position '{}' must be a positive integer", path.string(), position);
+
+  int64_t B = -1;
+  size_t used = 0;
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const MixerKind kind = config.layers[i];
+    if (kind == MixerKind::kAttention) {
+      layers::AttentionState attention;
+      attention.position = state.position;
+      state.layers.emplace_back(attention);
+    } else {
+      state.layers.emplace_back(layers::MomentumDeltaNetState{});
+    }
+    for (const auto& [field, tensor] : fields(state.layers[i])) {
+      if (!has_field(config, kind, field)) {
+        continue;
+      }
+      const TensorView& view = file.at(name_of_field(i, field));
+      if (B < 0 && !view.shape.empty()) {
+        B = view.shape[0];
+      }
+      const std::vector<int64_t> want = expected_shape(config, kind, field, B);
+      bool fits = view.shape.size() == want.size();
+      for (size_t d = 0; fits && d < want.size(); ++d) {
+        fits = want[d] == -1 || want[d] == view.shape[d];
+      }
+      MDN_CHECK(fits, "{}: '{}' has shape [{}]; this model needs [{}]", path.string(), view.name,
+                fmt::join(view.shape, ", "), fmt::join(want, ", "));
+      *tensor = to_tensor(view).to(device);
+      ++used;
+    }
+  }
+  MDN_CHECK(used == file.tensors().size(),
+            "{}: {} tensors, of which this model has {}: the state of another model", path.string(),
+            file.tensors().size(), used);
+  return state;
+}
+
+}  // namespace mdn::model

@@ -1,0 +1,101 @@
+// config.json: what is accepted, what is refused and how it is said.
+#include "mdn/model/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "mdn/core/error.h"
+#include "mdn/io/json.h"
+#include "mdn/model/weights.h"
+
+namespace mdn::model {
+namespace {
+
+using testing::HasSubstr;
+
+// A small valid config with one key replaced, added or (null JSON text "") removed.
+std::string with(const std::string& key, const std::string& value) {
+  Json config = Json::parse(R"({"model_type": "momentum_deltanet", "hidden_size": 64,
+      "num_heads": 2, "head_dim": 32, "num_hidden_layers": 2, "vocab_size": 256})");
+  if (value.empty()) {
+    config.erase(key);
+  } else if (!key.empty()) {
+    config[key] = Json::parse(value);
+  }
+  return config.dump();
+}
+
+std::string error_of(const std::string& text) {
+  try {
+    parse_config(text, "config.json");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+int64_t count(const Config& config) {
+  int64_t n = 0;
+  for (const WeightSpec& spec : weight_table(config)) {
+    n += spec.numel();
+  }
+  return n;
+}
+
+TEST(Config, PublishedSizesHaveThePublishedParameterCounts) {
+  const std::pair<const char*, int64_t> table[] = {
+      {"mdn_400m", 417'537'012},
+      {"mdn_1.3b", 1'462'646'004},
+      {"mdn_hybrid_3_1", 430'946'400},
+      {"mdn_hybrid_7_1", 434'227'824},
+  };
+  for (const auto& [name, parameters] : table) {
+    const Config config = read_config(fmt::format(MDN_TEST_DATA "/../../configs/{}.json", name));
+    EXPECT_EQ(count(config), parameters) << name;
+  }
+}
+
+TEST(Config, DefaultsAreThePublishedClass) {
+  const Config c = parse_config(R"({"model_type": "momentum_deltanet"})", "config.json");
+  EXPECT_EQ(c.hidden_size, 2048);
+  EXPECT_EQ(c.momentum_deltanet.value_dim, 512);
+  EXPECT_EQ(c.layers.size(), 21u);
+  EXPECT_EQ(c.intermediate_size, 5632);
+  EXPECT_EQ(c.momentum_deltanet.min_log_mu, -2.0);
+}
+
+TEST(Config, NullFloorMeansNone) {
+  EXPECT_FALSE(parse_config(with("min_log_mu", "null"), "c").momentum_deltanet.min_log_mu);
+}
+
+TEST(Config, RefusesAndSaysWhy) {
+  EXPECT_THAT(error_of(with("gate_kind", "1")), HasSubstr("unknown key 'gate_kind'"));
+  EXPECT_THAT(error_of(with("model_type", "\"llama\"")), HasSubstr("llama"));
+  EXPECT_THAT(error_of(with("model_type", "")), HasSubstr("'model_type' is missing"));
+  EXPECT_THAT(error_of(with("num_v_heads", "3")), HasSubstr("num_v_heads 3"));
+  EXPECT_THAT(error_of(with("tau_factor", "0.5")), HasSubstr("tau_factor"));
+  EXPECT_THAT(error_of(with("hidden_act", "\"gelu\"")), HasSubstr("gelu"));
+  EXPECT_THAT(error_of(with("use_l2warp", "true")), HasSubstr("use_l2warp"));
+  EXPECT_THAT(error_of(with("hidden_size", "\"64\"")), HasSubstr("hidden_size"));
+  EXPECT_THAT(error_of(with("hidden_size", "0")), HasSubstr("hidden_size"));
+  EXPECT_THAT(error_of(with("expand_v", "0.33")), HasSubstr("expand_v"));
+  EXPECT_THAT(error_of(with("attn", R"({"layers": [2], "num_heads": 2})")), HasSubstr("layers"));
+  EXPECT_THAT(error_of(with("attn", R"({"layers": [1], "num_heads": 3})")), HasSubstr("num_heads"));
+  EXPECT_THAT(error_of(with("attn", R"({"layers": [1], "num_heads": 2, "alibi": true})")),
+              HasSubstr("'alibi'"));
+  EXPECT_THAT(error_of("{"), HasSubstr("config.json"));
+  EXPECT_THAT(error_of("[]"), HasSubstr("config.json"));
+  const std::string gates = with("use_lora_gate", "true");
+  Json contradictory = Json::parse(gates);
+  contradictory["use_gate"] = false;
+  EXPECT_THAT(error_of(contradictory.dump()), HasSubstr("use_gate is false"));
+}
+
+TEST(Config, AcceptsWhatHuggingFaceWrites) {
+  EXPECT_EQ(error_of(with("id2label", R"({"0": "LABEL_0"})")), "");
+  EXPECT_EQ(error_of(with("fuse_norm", "false")), "");
+  EXPECT_EQ(error_of(with("attnres_block_size", "null")), "");
+}
+
+}  // namespace
+}  // namespace mdn::model
