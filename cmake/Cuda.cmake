@@ -19,12 +19,17 @@ if(NOT MDN_CUDA_HOME)
   set(MDN_CUDA_HOME ${home} CACHE PATH "" FORCE)
 endif()
 set(CMAKE_CUDA_COMPILER ${MDN_CUDA_HOME}/bin/nvcc)
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_ARCHITECTURES OFF)  # every target names its own
 set(CMAKE_CUDA_COMPILER_FORCED ON) # PyPI's nvcc has no static runtime for CMake's link test
 set(CMAKE_CUDA_RUNTIME_LIBRARY None)
 enable_language(CUDA)
+# A forced compiler leaves CMake ignorant of the language's dialects, and of the host compiler's own
+# folders: an -isystem /usr/include would hide C++'s headers.
+set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_IMPLICIT_INCLUDE_DIRECTORIES ${CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES})
+set(MDN_CUDA_FLAGS -lineinfo -Xcompiler=-Wall,-Wextra)
 find_library(MDN_CUDART NAMES cudart libcudart.so.13 HINTS ${MDN_CUDA_HOME}/lib ${MDN_CUDA_HOME}/lib64
              NO_DEFAULT_PATH REQUIRED)
 message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER}, ${MDN_CUDART}")
