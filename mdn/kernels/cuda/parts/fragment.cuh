@@ -1,0 +1,38 @@
+// From accumulators to the register A operand of the next product: the layouts match, so a slice of
+// 16 columns of D is one m64k16 A operand after rounding, with no exchange between threads.
+#pragma once
+
+#include <cstdint>
+
+#include "mdn/kernels/cuda/ptx/convert.cuh"
+
+namespace mdn::kernels::cuda::parts {
+
+/// a = columns 16 * slice .. 16 * slice + 15 of d, rounded to T (fp16 saturating).
+template <class T, int kRegisters>
+__device__ __forceinline__ void fragment(uint32_t (&a)[4], const float (&d)[kRegisters],
+                                         int slice) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a[i] = ptx::pack<T>(d[8 * slice + 2 * i], d[8 * slice + 2 * i + 1]);
+  }
+}
+
+/// The token-dependent factors of this thread's columns: column 8 j + 2 (lane % 4) + h of a vector
+/// of 64 floats in shared memory. `vector` is already offset by 2 * (lane % 4).
+__device__ __forceinline__ float2 column_pair(const float* vector, int j) {
+  return *reinterpret_cast<const float2*>(vector + 8 * j);
+}
+
+/// a[slice] = fp16(d * vector[column]), saturating, for all four slices of 64 columns.
+__device__ __forceinline__ void scaled_fragments(uint32_t (&a)[4][4], const float (&d)[32],
+                                                 const float* vector) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float2 factor = column_pair(vector, j);
+    a[j / 2][j % 2 * 2] = ptx::pack_half(d[4 * j] * factor.x, d[4 * j + 1] * factor.y);
+    a[j / 2][j % 2 * 2 + 1] = ptx::pack_half(d[4 * j + 2] * factor.x, d[4 * j + 3] * factor.y);
+  }
+}
+
+}  // namespace mdn::kernels::cuda::parts
