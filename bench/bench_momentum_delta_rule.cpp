@@ -1,0 +1,234 @@
+// Times momentum_delta_rule on the CPU: forward, forward + backward and the single-token step, as
+// shares of what this machine reaches with a matrix product and with a copy in the same run, and
+// how the time grows with the length.
+//
+//     bench_momentum_delta_rule [speed|step|growth ...]      all of them without arguments
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "bench/machine.h"
+#include "mdn/kernels/momentum_delta_rule.h"
+#include "tests/support/momentum_delta_rule_cases.h"
+
+namespace mdn::bench {
+namespace {
+
+using kernels::MomentumDeltaRuleBackward;
+using kernels::MomentumDeltaRuleForward;
+using kernels::MomentumDeltaRuleProblem;
+using kernels::MomentumDeltaRuleStep;
+
+/// Chunk length of the counts of products, so that figures of all backends compare.
+constexpr double kCountedChunk = 64;
+
+/// Products of the operator, a multiply-add being two: forward 4 C² K + 4 C² V + 12 C K V a chunk,
+/// backward (states rebuilt) 10 C² K + 10 C² V + 32 C K V.
+double forward_flops(const MomentumDeltaRuleProblem& p) {
+  const double K = static_cast<double>(p.K), V = static_cast<double>(p.V);
+  const double heads = static_cast<double>(p.B * p.T * p.HV);
+  return heads * (4 * kCountedChunk * (K + V) + 12 * K * V);
+}
+
+double backward_flops(const MomentumDeltaRuleProblem& p) {
+  const double K = static_cast<double>(p.K), V = static_cast<double>(p.V);
+  const double heads = static_cast<double>(p.B * p.T * p.HV);
+  return heads * (10 * kCountedChunk * (K + V) + 32 * K * V);
+}
+
+/// 64-byte aligned memory with an owner.
+class Memory {
+ public:
+  explicit Memory(size_t bytes)
+      : data_(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64), &std::free) {
+    std::memset(data_.get(), 0, bytes);
+  }
+  explicit Memory(const std::vector<double>& values, DType dtype)
+      : Memory(values.size() * size_of(dtype)) {
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (dtype == DType::kFloat32) {
+        static_cast<float*>(data_.get())[i] = static_cast<float>(values[i]);
+      } else {
+        static_cast<BFloat16*>(data_.get())[i] = BFloat16(static_cast<float>(values[i]));
+      }
+    }
+  }
+  void* get() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<void, decltype(&std::free)> data_;
+};
+
+/// Tensors of a case and its calls, ready to be made again and again.
+class Calls {
+ public:
+  Calls(const test::MomentumDeltaRuleCase& c, DType dtype) {
+    const test::MomentumDeltaRuleData data(c, dtype);
+    const MomentumDeltaRuleProblem p = data.problem(dtype);
+    const auto rows = [&](const std::vector<double>& x) { return keep(Memory(x, dtype)); };
+    const auto gate = [&](const std::vector<double>& x) {
+      return keep(Memory(x, DType::kFloat32));
+    };
+    const size_t q_bytes = data.q.size() * size_of(dtype);
+    const size_t v_bytes = data.v.size() * size_of(dtype);
+    const size_t gate_bytes = data.alpha.size() * sizeof(float);
+    const auto fresh = [&](size_t bytes) { return keep(Memory(bytes)); };
+    sizes = kernels::cpu::sizes(p);
+    forward.problem = p;
+    forward.inputs = {rows(data.q),  rows(data.k),   rows(data.v),    gate(data.alpha),
+                      gate(data.mu), gate(data.eta), gate(data.beta), nullptr,
+                      nullptr,       nullptr};
+    forward.o = fresh(v_bytes);
+    forward.saved = sizes.saved > 0 ? fresh(sizes.saved) : nullptr;
+    forward.workspace = fresh(sizes.forward_workspace);
+    backward.problem = p;
+    backward.inputs = forward.inputs;
+    backward.saved = forward.saved;
+    backward.d_o = rows(data.d_o);
+    backward.d_q = fresh(q_bytes);
+    backward.d_k = fresh(q_bytes);
+    backward.d_v = fresh(v_bytes);
+    for (void** d_gate : {&backward.d_alpha, &backward.d_mu, &backward.d_eta, &backward.d_beta}) {
+      *d_gate = fresh(gate_bytes);
+    }
+    backward.workspace = fresh(sizes.backward_workspace);
+  }
+  kernels::MomentumDeltaRuleSizes sizes;
+  MomentumDeltaRuleForward forward;
+  MomentumDeltaRuleBackward backward;
+
+ private:
+  void* keep(Memory memory) {
+    kept_.push_back(std::move(memory));
+    return kept_.back().get();
+  }
+  std::vector<Memory> kept_;
+};
+
+double mib(size_t bytes) {
+  return static_cast<double>(bytes) / (1 << 20);
+}
+
+void bench_speed(double sgemm) {
+  fmt::print(
+      "\n| shape (B,T,H,K,V) | type | forward ms | GFLOP/s | of sgemm | forward + backward ms | "
+      "GFLOP/s | of sgemm | workspace + saved MiB |\n|---|---|---|---|---|---|---|---|---|\n");
+  for (const test::MomentumDeltaRuleCase& c : test::speed_cases()) {
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      const Calls calls(c, dtype);
+      const MomentumDeltaRuleProblem& p = calls.forward.problem;
+      const double forward = time_calls([&] { kernels::cpu::forward(calls.forward); }).median;
+      const double both = time_calls([&] {
+                            kernels::cpu::forward(calls.forward);
+                            kernels::cpu::backward(calls.backward);
+                          }).median;
+      const double forward_rate = forward_flops(p) / forward;
+      const double both_rate = (forward_flops(p) + backward_flops(p)) / both;
+      fmt::print(
+          "| {} {},{},{},{},{} | {} | {:.2f} | {:.1f} | {:.0f}% | {:.2f} | {:.1f} | {:.0f}% | "
+          "{:.1f} |\n",
+          c.name, p.B, p.T, p.H, p.K, p.V, name_of(dtype), forward * 1e3, forward_rate / 1e9,
+          100 * forward_rate / sgemm, both * 1e3, both_rate / 1e9, 100 * both_rate / sgemm,
+          mib(std::max(calls.sizes.forward_workspace, calls.sizes.backward_workspace) +
+              calls.sizes.saved));
+      std::fflush(stdout);
+    }
+  }
+}
+
+void bench_step(double copy) {
+  fmt::print("\n| step (B,H,K,V) | states MB | us | GB/s | of copy |\n|---|---|---|---|---|\n");
+  struct Shape {
+    int64_t B, H, K, V;
+  };
+  for (const Shape& s : {Shape{1, 4, 64, 64}, Shape{1, 6, 128, 256}, Shape{16, 6, 128, 256},
+                         Shape{64, 6, 128, 256}, Shape{256, 6, 128, 256}, Shape{64, 6, 256, 512}}) {
+    MomentumDeltaRuleStep call;
+    call.B = s.B;
+    call.H = call.HV = s.H;
+    call.K = s.K;
+    call.V = s.V;
+    call.l2norm = true;
+    const int64_t heads = s.B * s.H;
+    const std::vector<double> k_rows(heads * s.K, 0.3), v_rows(heads * s.V, 0.7), gates(heads, 0.5);
+    const Memory q(k_rows, DType::kFloat32), k(k_rows, DType::kFloat32), v(v_rows, DType::kFloat32);
+    const Memory o(v_rows, DType::kFloat32), gate(gates, DType::kFloat32);
+    const size_t bytes = static_cast<size_t>(heads * s.K * s.V) * sizeof(float);
+    const Memory S(bytes), M(bytes);
+    call.q = q.get();
+    call.k = k.get();
+    call.v = v.get();
+    call.o = o.get();
+    call.alpha = call.mu = call.eta = call.beta = gate.get();
+    call.S = S.get();
+    call.M = M.get();
+    const double time = time_calls([&] { kernels::cpu::step(call); }).median;
+    const double rate = 4.0 * static_cast<double>(bytes) / time;  // S and M read and written
+    fmt::print("| {},{},{},{} | {:.1f} | {:.1f} | {:.1f} | {:.0f}% |\n", s.B, s.H, s.K, s.V,
+               2e-6 * static_cast<double>(bytes), time * 1e6, rate / 1e9, 100 * rate / copy);
+    std::fflush(stdout);
+  }
+}
+
+void bench_growth() {
+  fmt::print(
+      "\n| tokens (H 1, K 64, V 64) | forward ms | us a token | forward + backward ms | us a "
+      "token | workspace + saved MiB |\n|---|---|---|---|---|---|\n");
+  for (int64_t T = 1024; T <= 256 * 1024; T *= 4) {
+    const Calls calls({.name = "growth",
+                       .T = T,
+                       .K = 64,
+                       .V = 64,
+                       .gates = test::Gates::kLayer,
+                       .states = false,
+                       .l2norm = true},
+                      DType::kFloat32);
+    const double forward = time_calls([&] { kernels::cpu::forward(calls.forward); }, 1, 3).median;
+    const double both = time_calls(
+                            [&] {
+                              kernels::cpu::forward(calls.forward);
+                              kernels::cpu::backward(calls.backward);
+                            },
+                            1, 3)
+                            .median;
+    const double per_token = 1e6 / static_cast<double>(T);
+    fmt::print("| {}k | {:.2f} | {:.3f} | {:.2f} | {:.3f} | {:.1f} |\n", T / 1024, forward * 1e3,
+               forward * per_token, both * 1e3, both * per_token,
+               mib(std::max(calls.sizes.forward_workspace, calls.sizes.backward_workspace) +
+                   calls.sizes.saved));
+    std::fflush(stdout);
+  }
+}
+
+void run(const std::set<std::string>& wanted) {
+  const double sgemm = measure_sgemm();
+  const double copy = measure_copy();
+  fmt::print(
+      "{}\nsgemm 1024^3 with the kernels' tiles: {:.1f} GFLOP/s; copy: {:.1f} GB/s read + "
+      "written\n"
+      "Products are counted with chunks of {:.0f} tokens, whatever the chunk used.\n",
+      describe_cpu(), sgemm / 1e9, copy / 1e9, kCountedChunk);
+  const auto asked = [&](const char* name) { return wanted.empty() || wanted.count(name) > 0; };
+  if (asked("speed")) {
+    bench_speed(sgemm);
+  }
+  if (asked("step")) {
+    bench_step(copy);
+  }
+  if (asked("growth")) {
+    bench_growth();
+  }
+}
+
+}  // namespace
+}  // namespace mdn::bench
+
+int main(int argc, char** argv) {
+  mdn::bench::run({argv + 1, argv + argc});
+}
