@@ -1,7 +1,6 @@
 # Libraries that are used and not written here: Debian's packages, and libtorch of the PyPI wheel.
 # Header-only: torch ships a newer fmt among its headers, and a file sees whichever comes first.
 find_package(fmt REQUIRED)
-find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(nlohmann_json REQUIRED)
 find_package(HWY QUIET)
 if(NOT TARGET hwy::hwy)

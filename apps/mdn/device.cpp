@@ -8,14 +8,12 @@ namespace mdn::app {
 
 c10::Device DeviceOptions::device() const {
   const c10::Device device(name);
-  MDN_CHECK(device.is_cpu() || at::hasCUDA(),
-            "--device {}: no CUDA device is available to this build ({}); use --device cpu", name,
 #ifdef MDN_CUDA
-            "it was built with CUDA"
+  constexpr const char* kBuild = "this build has CUDA, but no GPU is usable here";
 #else
-            "it was built without CUDA: make build CUDA=on"
+  constexpr const char* kBuild = "this build is without CUDA: make build CUDA=on";
 #endif
-  );
+  MDN_CHECK(device.is_cpu() || at::hasCUDA(), "--device {}: {}; or use --device cpu", name, kBuild);
   return device;
 }
 

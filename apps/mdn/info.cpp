@@ -1,5 +1,6 @@
 // mdn info: what a configuration amounts to, without allocating it.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cmath>
 #include <map>

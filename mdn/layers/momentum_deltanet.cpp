@@ -3,10 +3,10 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/norm.h"
 #include "mdn/layers/project.h"
 #include "mdn/layers/short_conv.h"
 #include "mdn/ops/momentum_delta_rule.h"
+#include "mdn/ops/rms_norm.h"
 
 namespace mdn::layers {
 namespace {
@@ -102,9 +102,9 @@ at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDel
     const at::Tensor g = w.g_proj.defined()
                              ? project(x, w.g_proj)
                              : project(project(x, w.g_proj_0), w.g_proj_1, w.g_proj_1_bias);
-    out = gated_rms_norm(out, g.view({B, T, o.HV, o.V}), w.o_norm, o.norm_eps);
+    out = ops::rms_norm(out, w.o_norm, o.norm_eps, g.view({B, T, o.HV, o.V}));
   } else {
-    out = rms_norm(out, w.o_norm, o.norm_eps);
+    out = ops::rms_norm(out, w.o_norm, o.norm_eps);
   }
   return project(out.reshape({B, T, o.HV * o.V}), w.o_proj);
 }

@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/norm.h"
 #include "mdn/layers/project.h"
+#include "mdn/ops/rms_norm.h"
 
 namespace mdn::model {
 namespace {
@@ -116,7 +116,7 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
   at::Tensor x = at::embedding(embeddings_, ids).to(compute_type_);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = blocks_[i];
-    const at::Tensor normed = layers::rms_norm(x, block.attn_norm, config_.norm_eps);
+    const at::Tensor normed = ops::rms_norm(x, block.attn_norm, config_.norm_eps);
     switch (block.kind) {
       case MixerKind::kMomentumDeltaNet: {
         auto* carried =
@@ -134,12 +134,12 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
         break;
       }
     }
-    x = x + layers::mlp(block.mlp, layers::rms_norm(x, block.mlp_norm, config_.norm_eps));
+    x = x + layers::mlp(block.mlp, ops::rms_norm(x, block.mlp_norm, config_.norm_eps));
   }
   if (state) {
     state->position += ids.size(1);
   }
-  return layers::rms_norm(x, norm_, config_.norm_eps);
+  return ops::rms_norm(x, norm_, config_.norm_eps);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {

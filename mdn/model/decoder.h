@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <optional>
 #include <variant>
 #include <vector>
@@ -71,11 +72,17 @@ class Decoder {
   std::vector<Block> blocks_;
 };
 
+/// Further tensors that a state file carries, by names that no layer uses ("layers." is taken).
+using ExtraTensors = std::map<std::string, at::Tensor>;
+
 /// Writes a state with its tensors (safetensors; metadata: state layout version, model type,
-/// position) and reads it back for the same config; any mismatch is an error that names it.
-void save_state(const std::filesystem::path& path, const DecoderState& state, const Config& config);
+/// position) and reads it back for the same config; any mismatch is an error that names it. Extra
+/// tensors (on the CPU) are kept as they are; when loading without a place for them, a file that
+/// has some is refused.
+void save_state(const std::filesystem::path& path, const DecoderState& state, const Config& config,
+                const ExtraTensors& extra = {});
 DecoderState load_state(const std::filesystem::path& path, const Config& config,
-                        c10::Device device = at::kCPU);
+                        c10::Device device = at::kCPU, ExtraTensors* extra = nullptr);
 
 /// Reads config.json and the weights of a model folder.
 Decoder load_decoder(const std::filesystem::path& folder, at::ScalarType type = at::kFloat,

@@ -10,6 +10,8 @@
 namespace mdn::model {
 namespace {
 
+constexpr std::string_view kLayerPrefix = "layers.";
+
 // Every tensor of a layer's state by name, in a fixed order; the same list serves both directions.
 std::vector<std::pair<const char*, at::Tensor*>> fields(DecoderState::Layer& layer) {
   if (auto* m = std::get_if<layers::MomentumDeltaNetState>(&layer)) {
@@ -44,29 +46,36 @@ bool has_field(const Config& c, MixerKind kind, std::string_view field) {
 }
 
 std::string name_of_field(size_t layer, const char* field) {
-  return fmt::format("layers.{}.{}", layer, field);
+  return fmt::format("{}{}.{}", kLayerPrefix, layer, field);
 }
 
 }  // namespace
 
-void save_state(const std::filesystem::path& path, const DecoderState& state,
-                const Config& config) {
+void save_state(const std::filesystem::path& path, const DecoderState& state, const Config& config,
+                const ExtraTensors& extra) {
   DecoderState copy = state;  // tensors are shared; only the handles are copied
   std::vector<at::Tensor> tensors;
   std::vector<TensorView> views;
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+    tensors.push_back(tensor.detach().to(at::kCPU).contiguous());
+    TensorView view;
+    static_cast<TensorInfo&>(view) = info_of(name, tensors.back());
+    view.data = bytes_of(tensors.back());
+    views.push_back(std::move(view));
+  };
   for (size_t i = 0; i < copy.layers.size(); ++i) {
     for (const auto& [field, tensor] : fields(copy.layers[i])) {
-      if (!tensor->defined()) {
-        continue;
+      if (tensor->defined()) {
+        add(name_of_field(i, field), *tensor);
       }
-      tensors.push_back(tensor->detach().to(at::kCPU).contiguous());
-      TensorView view;
-      static_cast<TensorInfo&>(view) = info_of(name_of_field(i, field), tensors.back());
-      view.data = bytes_of(tensors.back());
-      views.push_back(std::move(view));
     }
   }
   MDN_CHECK(!views.empty(), "{}: the state is empty; read some tokens first", path.string());
+  for (const auto& [name, tensor] : extra) {
+    MDN_CHECK(!name.starts_with(kLayerPrefix), "{}: '{}' is a name of the state's own tensors",
+              path.string(), name);
+    add(name, tensor);
+  }
   write_safetensors(path, views,
                     {{"format", "mdn-state"},
                      {"layout_version", std::to_string(kernels::kStateLayoutVersion)},
@@ -75,7 +84,7 @@ void save_state(const std::filesystem::path& path, const DecoderState& state,
 }
 
 DecoderState load_state(const std::filesystem::path& path, const Config& config,
-                        c10::Device device) {
+                        c10::Device device, ExtraTensors* extra) {
   const SafetensorsFile file(path);
   const auto meta = [&](const char* key) -> std::string {
     const auto found = file.metadata().find(key);
@@ -125,6 +134,15 @@ DecoderState load_state(const std::filesystem::path& path, const Config& config,
                 fmt::join(view.shape, ", "), fmt::join(want, ", "));
       *tensor = to_tensor(view).to(device);
       ++used;
+    }
+  }
+  if (extra) {
+    extra->clear();
+    for (const TensorView& view : file.tensors()) {
+      if (!view.name.starts_with(kLayerPrefix)) {
+        (*extra)[view.name] = to_tensor(view);
+        ++used;
+      }
     }
   }
   MDN_CHECK(used == file.tensors().size(),

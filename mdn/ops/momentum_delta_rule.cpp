@@ -353,8 +353,7 @@ class Autograd : public torch::autograd::Function<Autograd> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
-    MDN_CHECK(!at::GradMode::is_enabled(),
-              "momentum_delta_rule: second derivatives (create_graph=True) are not implemented");
+    check_first_order("momentum_delta_rule");
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("mdn::momentum_delta_rule_backward", "")
                                .typed<decltype(ops::backward)>();

@@ -1,5 +1,6 @@
 #include "mdn/ops/tensor.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -62,6 +63,11 @@ at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_
               cu[n], n + 1, cu[n + 1]);
   }
   return device.is_cpu() ? host : cu_seqlens.to(device).contiguous();
+}
+
+void check_first_order(const char* op) {
+  MDN_CHECK(!at::GradMode::is_enabled(),
+            "{}: second derivatives (create_graph=True) are not implemented", op);
 }
 
 void* DeviceScope::stream() const {

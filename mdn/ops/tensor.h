@@ -49,6 +49,14 @@ struct TensorCheck {
 at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
                             c10::Device device);
 
+/// Whether the float32 CPU kernels of the small operators (short_conv, rms_norm, swiglu) take x.
+inline bool use_cpu_kernel(const at::Tensor& x) {
+  return x.is_cpu() && x.scalar_type() == at::kFloat;
+}
+
+/// Throws when a backward pass is itself being recorded: no operator here has second derivatives.
+void check_first_order(const char* op);
+
 /// Makes the tensor's device current for its lifetime, and names its current stream.
 class DeviceScope {
  public:

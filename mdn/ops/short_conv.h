@@ -1,0 +1,16 @@
+// short_conv with gradients: the fused kernel for float32 on the CPU, ATen's operations elsewhere.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace mdn::ops {
+
+/// y[t, c] = silu(sum_w weight[c, 0, w] x[t - (W-1) + w, c]); x [B, T, C], weight [C, 1, W] of x's
+/// dtype. Sequences start from zeros: each row of B, or, with cu_seqlens [N + 1] int64 on the CPU
+/// (B = 1), each packed sequence.
+at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& cu_seqlens);
+
+}  // namespace mdn::ops
