@@ -1,0 +1,199 @@
+// What the three kernels of the Hopper backward pass hand to each other in the workspace, and the
+// small pieces that they share.
+//
+// Every tile is a run of boxes of 64 x 64 elements of E (bf16 or fp16, the dtype of the inputs),
+// 8192 bytes, swizzled as wgmma reads them (ptx/descriptor.cuh), so that plain bulk copies move
+// them. For every chunk table entry and value head of the group in work:
+//
+//     S, M    boxes [V / 64][K / 64], rows value channels, columns key channels: the states that
+//             the chunk starts with                                            (by the states kernel)
+//     dS, dM  the same: the gradients of the states that the chunk ends with   (by the chain kernel)
+//     R       boxes [V / 64], rows tokens, columns value channels              (by the states kernel)
+//
+// Names and formulas: docs/math/momentum_delta_rule.md.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/parts/fragment.cuh"
+#include "mdn/kernels/cuda/parts/tile.cuh"
+#include "mdn/kernels/cuda/ptx/descriptor.cuh"
+#include "mdn/kernels/cuda/ptx/fence.cuh"
+#include "mdn/kernels/cuda/ptx/mbarrier.cuh"
+#include "mdn/kernels/cuda/ptx/registers.cuh"
+#include "mdn/kernels/cuda/ptx/tma.cuh"
+#include "mdn/kernels/cuda/ptx/wgmma.cuh"
+
+namespace mdn::kernels::cuda::backward_pass {
+
+inline constexpr int kBox = 8192;  // bytes of 64 x 64 elements
+inline constexpr int kVectorBytes = static_cast<int>(sizeof(ChunkVectors));
+
+/// The arguments of all three kernels. Heads [head, head + heads) are in work.
+struct Arguments {
+  CUtensorMap q, k, v, d_o, d_v;  // boxes of 64 tokens x 64 channels
+  const Chunk* chunks;            // chunk table
+  const int32_t* begin;
+  int64_t entries;
+  const uint8_t* records;  // saved by the forward pass: [entries][HV]
+  uint8_t* S;              // [entries][heads] tiles
+  uint8_t* M;
+  uint8_t* dS;
+  uint8_t* dM;
+  uint8_t* R;
+  const float* alpha;  // [tokens, HV]
+  const float* mu;
+  const float* eta;
+  const float* beta;
+  const float* pi;  // null: alpha
+  const float* initial_S;  // [N, HV, V, K] or null
+  const float* initial_M;
+  const float* d_final_S;
+  const float* d_final_M;
+  const void* q_rows;  // q and k themselves, for the backward of l2norm
+  const void* k_rows;
+  void* d_v_rows;
+  void* d_q;  // E [tokens, HV, K]; with shared heads fp32 partial sums
+  void* d_k;
+  float* d_alpha;
+  float* d_mu;
+  float* d_eta;
+  float* d_beta;
+  float* d_pi;
+  float* d_initial_S;  // null: not wanted
+  float* d_initial_M;
+  float scale;
+  int sequences;
+  int head;
+  int heads;
+  int HV;
+  int group;  // value heads of a query/key head
+  bool l2norm;
+  bool partial;  // d_q, d_k are fp32
+};
+
+/// A ring of `kStages` buffers between the producer and the consumers.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+/// box (rows of this warpgroup's accumulator, 64 columns) = d[first ..], rounded to E.
+template <class E, int kRegisters>
+__device__ __forceinline__ void store_box(uint32_t box, int warp, int lane,
+                                          const float (&d)[kRegisters], int first) {
+  const uint32_t row_address = box + (16 * warp + lane % 16) * 128;
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    const int at = first + 4 * j;
+    const int unit = (j + lane / 16) ^ (lane % 8);
+    ptx::stmatrix(row_address + unit * 16, ptx::pack<E>(d[at], d[at + 1]),
+                  ptx::pack<E>(d[at + 2], d[at + 3]), ptx::pack<E>(d[at + 4], d[at + 5]),
+                  ptx::pack<E>(d[at + 6], d[at + 7]));
+  }
+}
+
+/// A[slice] = E(d * vector[column]) of accumulators with 64 tokens as columns. `vector` points at
+/// this lane's column pair.
+template <class E>
+__device__ __forceinline__ void scaled_fragment(uint32_t (&a)[4], const float (&d)[32],
+                                                const float* vector, int slice) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const float2 f = parts::column_pair(vector, 2 * slice + j);
+    const int at = 8 * slice + 4 * j;
+    a[2 * j] = ptx::pack<E>(d[at] * f.x, d[at + 1] * f.y);
+    a[2 * j + 1] = ptx::pack<E>(d[at + 2] * f.x, d[at + 3] * f.y);
+  }
+}
+
+/// A power of two, the same in the whole warp, that brings the largest |d| of the warp into
+/// [2^14, 2^15): fp16 operands made with it neither saturate nor lose small elements. `inverse` is
+/// its reciprocal.
+template <int kCount>
+__device__ __forceinline__ float half_scale(const float (&d)[kCount], float& inverse) {
+  float largest = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    largest = fmaxf(largest, fabsf(d[i]));
+  }
+  const uint32_t bits = __reduce_max_sync(0xFFFFFFFFU, __float_as_uint(largest));
+  const int exponent = min(253, max(1, 268 - static_cast<int>(bits >> 23)));
+  inverse = __uint_as_float(static_cast<uint32_t>(254 - exponent) << 23);
+  return __uint_as_float(static_cast<uint32_t>(exponent) << 23);
+}
+
+/// This thread's elements of rows [v0 ...) and columns [k0 ...) of a [V, K] fp32 state.
+template <int kRegisters>
+__device__ __forceinline__ void load_state(float (&d)[kRegisters], const float* state, int K) {
+#pragma unroll
+  for (int j = 0; j < kRegisters / 4; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 x =
+          state == nullptr
+              ? float2{0.0F, 0.0F}
+              : *reinterpret_cast<const float2*>(state + static_cast<int64_t>(8 * i) * K + 8 * j);
+      d[4 * j + 2 * i] = x.x;
+      d[4 * j + 2 * i + 1] = x.y;
+    }
+  }
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void store_state(float* state, const float (&d)[kRegisters], int K) {
+#pragma unroll
+  for (int j = 0; j < kRegisters / 4; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<float2*>(state + static_cast<int64_t>(8 * i) * K + 8 * j) =
+          float2{d[4 * j + 2 * i], d[4 * j + 2 * i + 1]};
+    }
+  }
+}
+
+/// How the recurrences cut their work. A block has kConsumers warpgroups, each with 64 value
+/// channels by kWarpgroupK key channels of both states in registers, and a producer warpgroup.
+template <int kK, int kV>
+struct Split {
+  static constexpr int kHalves = kK == 256 ? 2 : 1;     // warpgroups that share 64 value channels
+  static constexpr int kWarpgroupK = kK / kHalves;      // 64 or 128
+  static constexpr int kBoxesV = kHalves == 2 || kV == 64 ? 1 : 2;  // of 64 value channels, a block
+  static constexpr int kConsumers = kBoxesV * kHalves;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kTilesV = kV / (64 * kBoxesV);  // blocks a head
+  static constexpr int kBoxesK = kK / 64;
+  static constexpr int kWarpgroupBoxesK = kWarpgroupK / 64;
+};
+
+/// Sums the two warpgroups' partial sums over their halves of K: d += the other's d. `exchange`
+/// holds 2 x 32 x 128 floats.
+__device__ __forceinline__ void add_other_half(float (&d)[32], float* exchange, int half,
+                                               int thread) {
+  float* mine = exchange + half * 4096 + thread;
+  const float* other = exchange + (1 - half) * 4096 + thread;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    mine[i * 128] = d[i];
+  }
+  ptx::named_barrier(5, 256);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    d[i] += other[i * 128];
+  }
+}
+
+}  // namespace mdn::kernels::cuda::backward_pass

@@ -1,0 +1,285 @@
+// Backward pass, kernel 1 of 3: the forward recurrence once more, without its outputs. Writes the
+// states that each chunk starts with and the chunk's R.
+//
+// A block owns one sequence, one value head and 64 or 128 value channels, and walks its chunks.
+// Each consumer warpgroup keeps S^T and M^T (64 value channels by up to 128 key channels) in fp32
+// accumulators. The rounded copies that the next kernel wants are also this kernel's own A operand,
+// so the states pass through shared memory once:
+//
+//     S^T, M^T -> boxes -> global memory and X_S = S^T K^T, X_M = M^T K^T
+//     W^T = V^T - X_S diag(e) + X_M diag(c)                  fp32, rounded to fp16
+//     R'^T = W^T T'^T                                         fp16 operands
+//     S^T = a_C S^T - b_C M^T + (R'^T diag(g rk)) K;   M^T = m M^T - (R'^T diag(n rk)) K
+//
+// With K = 256 two warpgroups share 64 value channels, each with half of K; the partial X are
+// summed through shared memory.
+#pragma once
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+
+namespace mdn::kernels::cuda::backward_pass {
+
+template <int kK, int kV>
+struct StatesShared {
+  using S = Split<kK, kV>;
+  static constexpr int kStages = 2;
+  static constexpr int kStageBoxes = S::kBoxesK + S::kBoxesV + 1;  // k, v, T
+  static constexpr int kStage = 0;
+  static constexpr int kStates = kStage + kStages * kStageBoxes * kBox;  // S, M of each warpgroup
+  static constexpr int kR = kStates + S::kConsumers * 2 * S::kWarpgroupBoxesK * kBox;
+  static constexpr int kVectors = kR + S::kBoxesV * kBox;
+  static constexpr int kExchange = kVectors + kStages * kVectorBytes;
+  static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
+  static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024;  // slack to align
+};
+
+template <class E, int kK, int kV>
+__device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* shared,
+                                                uint64_t* full, uint64_t* empty, int sequence,
+                                                int head, int tile) {
+  using S = Split<kK, kV>;
+  using L = StatesShared<kK, kV>;
+  Ring<L::kStages> ring;
+  const int last = args.begin[sequence + 1];
+  for (int entry = args.begin[sequence]; entry < last; ++entry, ring.next()) {
+    const int token = static_cast<int>(args.chunks[entry].token);
+    const uint8_t* record =
+        args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
+    uint8_t* stage = shared + L::kStage + ring.stage * L::kStageBoxes * kBox;
+    ptx::mbarrier_wait(&empty[ring.stage], ring.phase ^ 1);
+    uint64_t* barrier = &full[ring.stage];
+    ptx::mbarrier_arrive_expect(barrier, L::kStageBoxes * kBox + kVectorBytes);
+    for (int i = 0; i < S::kBoxesK; ++i) {
+      ptx::tma_load(stage + i * kBox, &args.k, barrier, 64 * i, head / args.group, token);
+    }
+    stage += S::kBoxesK * kBox;
+    for (int i = 0; i < S::kBoxesV; ++i) {
+      ptx::tma_load(stage + i * kBox, &args.v, barrier, 64 * (tile * S::kBoxesV + i), head, token);
+    }
+    ptx::bulk_load(stage + S::kBoxesV * kBox, record + kRecordT, kBox, barrier);
+    ptx::bulk_load(shared + L::kVectors + ring.stage * kVectorBytes, record + kRecordVectors,
+                   kVectorBytes, barrier);
+  }
+}
+
+template <class E, int kK, int kV>
+__device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* shared,
+                                                uint64_t* full, uint64_t* empty, int sequence,
+                                                int head, int tile) {
+  using Sp = Split<kK, kV>;
+  using L = StatesShared<kK, kV>;
+  constexpr int kRegisters = Sp::kWarpgroupK / 2;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int half = Sp::kHalves == 2 ? warpgroup : 0;
+  const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;  // of the block's
+  const int barrier_id = 1 + warpgroup;
+  const int v_box = tile * Sp::kBoxesV + box_v;  // of the head's
+
+  float S[kRegisters];
+  float M[kRegisters];
+  const int64_t state_offset =
+      ((static_cast<int64_t>(sequence) * args.HV + head) * kV + 64 * v_box + 16 * warp + lane / 4) *
+          kK +
+      half * Sp::kWarpgroupK + 2 * (lane % 4);
+  load_state(S, args.initial_S == nullptr ? nullptr : args.initial_S + state_offset, kK);
+  load_state(M, args.initial_M == nullptr ? nullptr : args.initial_M + state_offset, kK);
+
+  uint8_t* states = shared + L::kStates + warpgroup * 2 * Sp::kWarpgroupBoxesK * kBox;
+  const uint32_t S_box = ptx::shared_address(states);
+  const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
+  uint8_t* r_tile = shared + L::kR + box_v * kBox;
+  const uint32_t r_lane = parts::transposed_lane(ptx::shared_address(r_tile), warp, lane);
+  float* exchange = reinterpret_cast<float*>(shared + L::kExchange);
+
+  Ring<L::kStages> ring;
+  const int last = args.begin[sequence + 1];
+  for (int entry = args.begin[sequence]; entry < last; ++entry, ring.next()) {
+    const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
+    const uint32_t stage =
+        ptx::shared_address(shared + L::kStage + ring.stage * L::kStageBoxes * kBox);
+    const uint32_t k_box = stage + half * Sp::kWarpgroupBoxesK * kBox;
+    const uint32_t v_tile = stage + (Sp::kBoxesK + box_v) * kBox;
+    const uint32_t t_box = stage + (Sp::kBoxesK + Sp::kBoxesV) * kBox;
+    const auto* vectors =
+        reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + ring.stage * kVectorBytes);
+    const int column = 2 * (lane % 4);
+
+    // The states that the chunk starts with, rounded: to shared memory, from there to global.
+    if (thread == 0) {
+      ptx::store_wait_read<0>();
+    }
+    ptx::named_barrier(barrier_id, 128);
+#pragma unroll
+    for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
+      store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
+      store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+    }
+    ptx::fence_async_shared();
+    ptx::named_barrier(barrier_id, 128);
+    if (thread == 0) {
+      const int64_t at = (record * (kV / 64) + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
+      ptx::bulk_store(args.S + at * kBox, states, Sp::kWarpgroupBoxesK * kBox);
+      ptx::bulk_store(args.M + at * kBox, states + Sp::kWarpgroupBoxesK * kBox,
+                      Sp::kWarpgroupBoxesK * kBox);
+      ptx::store_commit();
+    }
+
+    ptx::mbarrier_wait(&full[ring.stage], ring.phase);
+    // X_S = S^T K^T, X_M = M^T K^T
+    float XS[32];
+    float XM[32];
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Sp::kWarpgroupK / 16; ++i) {
+      const uint32_t step = (i / 4) * kBox + (i % 4) * 32;
+      const uint64_t b = ptx::descriptor_k(k_box + step);
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XS, ptx::descriptor_k(S_box + step), b,
+                                                       i > 0);
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XM, ptx::descriptor_k(M_box + step), b,
+                                                       i > 0);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(XS);
+    ptx::wgmma_touch(XM);
+    // W^T = V^T - X_S diag(e) + X_M diag(c)
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 e = parts::column_pair(vectors->e + column, j);
+      const float2 c = parts::column_pair(vectors->c + column, j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float* x = &XS[4 * j + 2 * i];
+        x[0] = c.x * XM[4 * j + 2 * i] - e.x * x[0];
+        x[1] = c.y * XM[4 * j + 2 * i + 1] - e.y * x[1];
+      }
+    }
+    if constexpr (Sp::kHalves == 2) {
+      add_other_half(XS, exchange, half, thread);
+    }
+    uint32_t a[4][4];
+    {
+      float v[32];
+      parts::load_transposed<E>(v, parts::transposed_lane(v_tile, warp, lane));
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        XS[i] += v[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      parts::fragment<__half>(a[i], XS, i);
+    }
+    // R'^T = W^T T'^T, while the states decay in place
+    ptx::wgmma_touch(XM);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::wgmma_ra<__half, ptx::Major::kK>(XM, a[i], ptx::descriptor_k(t_box + 32 * i), i > 0);
+    }
+    ptx::wgmma_commit();
+    const float a_end = vectors->a_end;
+    const float b_end = vectors->b_end;
+    const float m_end = vectors->m_end;
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      S[i] = a_end * S[i] - b_end * M[i];
+      M[i] *= m_end;
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(XM);
+    // S^T += (R'^T diag(g rk)) K;  M^T -= (R'^T diag(n rk)) K
+    uint32_t write[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int at = 8 * i + 4 * j;
+        const float2 rk = parts::column_pair(vectors->rk + column, 2 * i + j);
+        const float2 g = parts::column_pair(vectors->g + column, 2 * i + j);
+        const float2 n = parts::column_pair(vectors->n + column, 2 * i + j);
+        const float gx = g.x * rk.x;
+        const float gy = g.y * rk.y;
+        const float nx = -n.x * rk.x;
+        const float ny = -n.y * rk.y;
+        a[i][2 * j] = ptx::pack<E>(XM[at] * gx, XM[at + 1] * gy);
+        a[i][2 * j + 1] = ptx::pack<E>(XM[at + 2] * gx, XM[at + 3] * gy);
+        write[i][2 * j] = ptx::pack<E>(XM[at] * nx, XM[at + 1] * ny);
+        write[i][2 * j + 1] = ptx::pack<E>(XM[at + 2] * nx, XM[at + 3] * ny);
+      }
+    }
+    ptx::wgmma_touch(S);
+    ptx::wgmma_touch(M);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
+      ptx::wgmma_ra<E, ptx::Major::kMN>(S, a[i], b);
+      ptx::wgmma_ra<E, ptx::Major::kMN>(M, write[i], b);
+    }
+    ptx::wgmma_commit();
+    if (half == 0) {  // R = r_scale R'
+      const float r_scale = vectors->r_scale;
+      float r[32];
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        r[i] = r_scale * XM[i];
+      }
+      parts::store_transposed<E>(r_lane, r);
+      ptx::fence_async_shared();
+      ptx::named_barrier(barrier_id, 128);
+      if (thread == 0) {
+        ptx::bulk_store(args.R + (record * (kV / 64) + v_box) * kBox, r_tile, kBox);
+        ptx::store_commit();
+      }
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(S);
+    ptx::wgmma_touch(M);
+    ptx::mbarrier_arrive(&empty[ring.stage]);
+  }
+  if (thread == 0) {
+    ptx::store_wait<0>();
+  }
+}
+
+template <class E, int kK, int kV>
+__global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
+    states_kernel(const __grid_constant__ Arguments args) {
+  using Sp = Split<kK, kV>;
+  using L = StatesShared<kK, kV>;
+  extern __shared__ uint8_t memory[];
+  uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+  auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
+  uint64_t* empty = full + L::kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::kStages; ++i) {
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  __syncthreads();
+  const int block = static_cast<int>(blockIdx.x);
+  const int tile = block % Sp::kTilesV;
+  const int head = args.head + block / Sp::kTilesV % args.heads;
+  const int sequence = block / Sp::kTilesV / args.heads;
+  if (threadIdx.x / 128 == Sp::kConsumers) {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_decrease<24>();
+    }
+    if (threadIdx.x % 128 == 0) {
+      states_producer<E, kK, kV>(args, shared, full, empty, sequence, head, tile);
+    }
+  } else {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_increase<240>();
+    }
+    states_consumer<E, kK, kV>(args, shared, full, empty, sequence, head, tile);
+  }
+}
+
+}  // namespace mdn::kernels::cuda::backward_pass
