@@ -185,6 +185,7 @@ __device__ __forceinline__ void add_other_half(float (&d)[32], float* exchange, 
                                                int thread) {
   float* mine = exchange + half * 4096 + thread;
   const float* other = exchange + (1 - half) * 4096 + thread;
+  ptx::named_barrier(7, 256);  // the last chunk's sums have been read
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
     mine[i * 128] = d[i];

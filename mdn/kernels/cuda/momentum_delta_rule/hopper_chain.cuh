@@ -1,0 +1,434 @@
+// Backward pass, kernel 2 of 3: the chain, from the last chunk to the first. Writes the gradients
+// of the states that each chunk ends with, dV, and the gradients of the initial states. It needs
+// neither the states nor R, so it may run beside kernel 1, whose layout of work it shares: dS^T and
+// dM^T stay in fp32 accumulators. Per chunk, with PGD, T' and the vectors of the record:
+//
+//     dS^T, dM^T -> boxes -> global memory and X_S = dS^T K^T, X_M = dM^T K^T
+//     Y^T = dO^T PGD + X_S diag(g rk) - X_M diag(n rk)
+//     dW^T = Y^T T'                                     (the power of two in T' and PGD cancels)
+//     dM^T = m dM^T - b_C dS^T - (dO^T diag(b)) Q + (dW^T diag(c)) K
+//     dS^T = a_C dS^T + (dO^T diag(a)) Q - (dW^T diag(e)) K
+//
+// The operands of the first two products with fp16 matrices, dO and Y, get a power of two for each
+// warp's 16 value channels, taken from their largest element: gradients of any size keep fp16's
+// precision.
+//
+// Three rings of buffers, each released as soon as its last reader is done: keys, queries, and the
+// rest (dO, T', PGD, vectors).
+#pragma once
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+
+namespace mdn::kernels::cuda::backward_pass {
+
+template <int kK, int kV>
+struct ChainShared {
+  using S = Split<kK, kV>;
+  static constexpr int kKeyStages = 2;
+  static constexpr int kQueryStages = kK == 256 ? 1 : 2;
+  static constexpr int kRestStages = kK == 256 ? 1 : 2;
+  static constexpr int kRestBoxes = S::kBoxesV + 2;  // dO, T, PGD
+  static constexpr int kKeys = 0;
+  static constexpr int kQueries = kKeys + kKeyStages * S::kBoxesK * kBox;
+  static constexpr int kRest = kQueries + kQueryStages * S::kBoxesK * kBox;
+  static constexpr int kStates = kRest + kRestStages * kRestBoxes * kBox;
+  // dV on its way out; with K = 256 in the place of dO, which has been read by then.
+  static constexpr bool kOwnDV = kK != 256;
+  static constexpr int kDV = kStates + S::kConsumers * 2 * S::kWarpgroupBoxesK * kBox;
+  static constexpr int kVectors = kDV + (kOwnDV ? S::kBoxesV * kBox : 0);
+  static constexpr int kExchange = kVectors + kRestStages * kVectorBytes;
+  static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
+  static constexpr int kBarrierCount = 2 * (kKeyStages + kQueryStages + kRestStages);
+  static constexpr int kBytes = kBarriers + kBarrierCount * 8 + 1024;
+};
+
+/// Full and empty barriers of the three rings.
+template <int kK, int kV>
+struct ChainBarriers {
+  using L = ChainShared<kK, kV>;
+  uint64_t* first;
+  __device__ __forceinline__ uint64_t* keys(int stage) const { return first + stage; }
+  __device__ __forceinline__ uint64_t* queries(int stage) const {
+    return first + L::kKeyStages + stage;
+  }
+  __device__ __forceinline__ uint64_t* rest(int stage) const {
+    return first + L::kKeyStages + L::kQueryStages + stage;
+  }
+  static constexpr int kEmpty = L::kKeyStages + L::kQueryStages + L::kRestStages;
+};
+
+template <class E, int kK, int kV>
+__device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* shared,
+                                               ChainBarriers<kK, kV> barriers, int sequence,
+                                               int head, int tile) {
+  using S = Split<kK, kV>;
+  using L = ChainShared<kK, kV>;
+  constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+  Ring<L::kKeyStages> keys;
+  Ring<L::kQueryStages> queries;
+  Ring<L::kRestStages> rest;
+  const int first = args.begin[sequence];
+  for (int entry = args.begin[sequence + 1] - 1; entry >= first; --entry) {
+    const int token = static_cast<int>(args.chunks[entry].token);
+    const uint8_t* record =
+        args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
+
+    uint64_t* barrier = barriers.keys(keys.stage);
+    ptx::mbarrier_wait(barrier + kEmpty, keys.phase ^ 1);
+    ptx::mbarrier_arrive_expect(barrier, S::kBoxesK * kBox);
+    uint8_t* to = shared + L::kKeys + keys.stage * S::kBoxesK * kBox;
+    for (int i = 0; i < S::kBoxesK; ++i) {
+      ptx::tma_load(to + i * kBox, &args.k, barrier, 64 * i, head / args.group, token);
+    }
+    keys.next();
+
+    barrier = barriers.queries(queries.stage);
+    ptx::mbarrier_wait(barrier + kEmpty, queries.phase ^ 1);
+    ptx::mbarrier_arrive_expect(barrier, S::kBoxesK * kBox);
+    to = shared + L::kQueries + queries.stage * S::kBoxesK * kBox;
+    for (int i = 0; i < S::kBoxesK; ++i) {
+      ptx::tma_load(to + i * kBox, &args.q, barrier, 64 * i, head / args.group, token);
+    }
+    queries.next();
+
+    barrier = barriers.rest(rest.stage);
+    ptx::mbarrier_wait(barrier + kEmpty, rest.phase ^ 1);
+    ptx::mbarrier_arrive_expect(barrier, L::kRestBoxes * kBox + kVectorBytes);
+    to = shared + L::kRest + rest.stage * L::kRestBoxes * kBox;
+    for (int i = 0; i < S::kBoxesV; ++i) {
+      ptx::tma_load(to + i * kBox, &args.d_o, barrier, 64 * (tile * S::kBoxesV + i), head, token);
+    }
+    static_assert(kRecordPGD == kRecordT + kBox);
+    ptx::bulk_load(to + S::kBoxesV * kBox, record + kRecordT, 2 * kBox, barrier);
+    ptx::bulk_load(shared + L::kVectors + rest.stage * kVectorBytes, record + kRecordVectors,
+                   kVectorBytes, barrier);
+    rest.next();
+  }
+}
+
+/// A operand of four slices: box^T times sign * vector[token], from a box [tokens, 64 columns].
+template <class E>
+__device__ __forceinline__ void scaled_rows(uint32_t (&a)[4][4], uint32_t lane_address,
+                                            const float* vector, float sign) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t words[4];
+    ptx::ldmatrix_trans(words, lane_address + 2 * i * 1024);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float2 f = parts::column_pair(vector, 2 * i + j);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float2 x = ptx::unpack<E>(words[2 * j + h]);
+        a[i][2 * j + h] = ptx::pack<E>(sign * f.x * x.x, sign * f.y * x.y);
+      }
+    }
+  }
+}
+
+template <class E, int kK, int kV>
+__device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* shared,
+                                               ChainBarriers<kK, kV> barriers, int sequence,
+                                               int head, int tile) {
+  using Sp = Split<kK, kV>;
+  using L = ChainShared<kK, kV>;
+  constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+  constexpr int kRegisters = Sp::kWarpgroupK / 2;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+  const int half = Sp::kHalves == 2 ? warpgroup : 0;
+  const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;
+  const int barrier_id = 1 + warpgroup;
+  const int v_box = tile * Sp::kBoxesV + box_v;
+  const int column = 2 * (lane % 4);
+
+  float S[kRegisters];  // dS^T, dM^T
+  float M[kRegisters];
+  const int64_t state_offset =
+      ((static_cast<int64_t>(sequence) * args.HV + head) * kV + 64 * v_box + 16 * warp + lane / 4) *
+          kK +
+      half * Sp::kWarpgroupK + column;
+  load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset, kK);
+  load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset, kK);
+
+  uint8_t* states = shared + L::kStates + warpgroup * 2 * Sp::kWarpgroupBoxesK * kBox;
+  const uint32_t S_box = ptx::shared_address(states);
+  const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
+  float* exchange = reinterpret_cast<float*>(shared + L::kExchange);
+
+  Ring<L::kKeyStages> keys;
+  Ring<L::kQueryStages> queries;
+  Ring<L::kRestStages> rest;
+  const int first = args.begin[sequence];
+  for (int entry = args.begin[sequence + 1] - 1; entry >= first; --entry) {
+    const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
+    const uint32_t k_box = ptx::shared_address(shared + L::kKeys) +
+                           (keys.stage * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK) * kBox;
+    const uint32_t q_box = ptx::shared_address(shared + L::kQueries) +
+                           (queries.stage * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK) * kBox;
+    const uint32_t rest_box =
+        ptx::shared_address(shared + L::kRest) + rest.stage * L::kRestBoxes * kBox;
+    const uint32_t o_lane = parts::transposed_lane(rest_box + box_v * kBox, warp, lane);
+    const uint32_t t_box = rest_box + Sp::kBoxesV * kBox;
+    const uint32_t pgd_box = t_box + kBox;
+    const auto* vectors =
+        reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + rest.stage * kVectorBytes);
+
+    // The gradients of the chunk's end states, rounded: to shared memory, from there to global.
+    if (thread == 0) {
+      ptx::store_wait_read<0>();
+    }
+    ptx::named_barrier(barrier_id, 128);
+#pragma unroll
+    for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
+      store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
+      store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+    }
+    ptx::fence_async_shared();
+    ptx::named_barrier(barrier_id, 128);
+    if (thread == 0) {
+      const int64_t at = (record * (kV / 64) + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
+      ptx::bulk_store(args.dS + at * kBox, states, Sp::kWarpgroupBoxesK * kBox);
+      ptx::bulk_store(args.dM + at * kBox, states + Sp::kWarpgroupBoxesK * kBox,
+                      Sp::kWarpgroupBoxesK * kBox);
+      ptx::store_commit();
+    }
+
+    // X_S = dS^T K^T, X_M = dM^T K^T
+    float X[32];
+    float Y[32];
+    ptx::mbarrier_wait(barriers.keys(keys.stage), keys.phase);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < Sp::kWarpgroupK / 16; ++i) {
+      const uint32_t step = (i / 4) * kBox + (i % 4) * 32;
+      const uint64_t b = ptx::descriptor_k(k_box + step);
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(X, ptx::descriptor_k(S_box + step), b,
+                                                       i > 0);
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(Y, ptx::descriptor_k(M_box + step), b,
+                                                       i > 0);
+    }
+    ptx::wgmma_commit();
+    // Meanwhile dO as an fp16 operand.
+    ptx::mbarrier_wait(barriers.rest(rest.stage), rest.phase);
+    uint32_t a[4][4];
+    float o_inverse;
+    {
+      float o[32];
+      parts::load_transposed<E>(o, o_lane);
+      const float o_scale = half_scale(o, o_inverse);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        o[i] *= o_scale;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        parts::fragment<__half>(a[i], o, i);
+      }
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(X);
+    ptx::wgmma_touch(Y);
+    // X = X_S diag(g rk) - X_M diag(n rk)
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 rk = parts::column_pair(vectors->rk + column, j);
+      const float2 g = parts::column_pair(vectors->g + column, j);
+      const float2 n = parts::column_pair(vectors->n + column, j);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int at = 4 * j + 2 * i;
+        X[at] = rk.x * (g.x * X[at] - n.x * Y[at]);
+        X[at + 1] = rk.y * (g.y * X[at + 1] - n.y * Y[at + 1]);
+      }
+    }
+    // Y = dO^T PGD
+    ptx::wgmma_touch(Y);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::wgmma_ra<__half, ptx::Major::kMN>(Y, a[i], ptx::descriptor_mn(pgd_box + 2048 * i, kBox),
+                                             i > 0);
+    }
+    ptx::wgmma_commit();
+    if constexpr (Sp::kHalves == 2) {
+      add_other_half(X, exchange, half, thread);
+    }
+    const float a_end = vectors->a_end;
+    const float b_end = vectors->b_end;
+    const float m_end = vectors->m_end;
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      M[i] = m_end * M[i] - b_end * S[i];
+      S[i] *= a_end;
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(Y);
+    float y_inverse;
+    {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        X[i] += o_inverse * Y[i];
+      }
+      const float y_scale = half_scale(X, y_inverse);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        X[i] *= y_scale;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        parts::fragment<__half>(a[i], X, i);
+      }
+    }
+    // dW^T = Y^T T'
+    ptx::wgmma_touch(Y);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::wgmma_ra<__half, ptx::Major::kMN>(Y, a[i], ptx::descriptor_mn(t_box + 2048 * i, kBox),
+                                             i > 0);
+    }
+    ptx::wgmma_commit();
+    // dS^T += (dO^T diag(a)) Q;  dM^T -= (dO^T diag(b)) Q
+    ptx::mbarrier_wait(barriers.queries(queries.stage), queries.phase);
+    uint32_t w[4][4];
+    scaled_rows<E>(w, o_lane, vectors->a + column, 1.0F);
+    ptx::wgmma_touch(S);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::wgmma_ra<E, ptx::Major::kMN>(S, w[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<1>();  // dW is there, its operand's registers are free
+    ptx::wgmma_touch(Y);
+    uint32_t x[4][4];
+    scaled_rows<E>(x, o_lane, vectors->b + column, -1.0F);
+    ptx::wgmma_touch(M);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(S);
+    ptx::wgmma_touch(M);
+    ptx::mbarrier_arrive(barriers.queries(queries.stage) + kEmpty);
+    // dS^T -= (dW^T diag(e)) K;  dM^T += (dW^T diag(c)) K
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      Y[i] *= y_inverse;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int at = 8 * i + 4 * j;
+        const float2 e = parts::column_pair(vectors->e + column, 2 * i + j);
+        const float2 c = parts::column_pair(vectors->c + column, 2 * i + j);
+        w[i][2 * j] = ptx::pack<E>(-Y[at] * e.x, -Y[at + 1] * e.y);
+        w[i][2 * j + 1] = ptx::pack<E>(-Y[at + 2] * e.x, -Y[at + 3] * e.y);
+        x[i][2 * j] = ptx::pack<E>(Y[at] * c.x, Y[at + 1] * c.y);
+        x[i][2 * j + 1] = ptx::pack<E>(Y[at + 2] * c.x, Y[at + 3] * c.y);
+      }
+    }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
+      ptx::wgmma_ra<E, ptx::Major::kMN>(S, w[i], b);
+      ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], b);
+    }
+    ptx::wgmma_commit();
+    if (half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
+      const uint32_t dv_box = L::kOwnDV
+                                  ? ptx::shared_address(shared + L::kDV) + box_v * kBox
+                                  : rest_box + box_v * kBox;
+      if constexpr (!L::kOwnDV) {
+        ptx::named_barrier(6, 256);  // both warpgroups have read dO
+      }
+      parts::store_transposed<E>(parts::transposed_lane(dv_box, warp, lane), Y);
+      ptx::named_barrier(barrier_id, 128);
+      const Chunk chunk = args.chunks[entry];
+      const int length = chunk.length;
+      uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
+                     ((chunk.token * args.HV + head) * kV + 64 * v_box) * 2;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = 16 * i + thread / 8;
+        const int unit = thread % 8;
+        uint32_t u[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(u[0]), "=r"(u[1]), "=r"(u[2]), "=r"(u[3])
+                     : "r"(dv_box + row * 128 + ((unit ^ (row % 8)) * 16)));
+        if (row < length) {
+          *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * kV * 2 +
+                                    unit * 16) = uint4{u[0], u[1], u[2], u[3]};
+        }
+      }
+      if constexpr (!L::kOwnDV) {
+        ptx::fence_async_shared();  // the copy engine refills the box
+      }
+    } else if constexpr (!L::kOwnDV) {
+      ptx::named_barrier_arrive(6, 256);
+    }
+    ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(S);
+    ptx::wgmma_touch(M);
+    ptx::mbarrier_arrive(barriers.keys(keys.stage) + kEmpty);
+    keys.next();
+    queries.next();
+    rest.next();
+  }
+  if (args.d_initial_S != nullptr) {
+    store_state(args.d_initial_S + state_offset, S, kK);
+  }
+  if (args.d_initial_M != nullptr) {
+    store_state(args.d_initial_M + state_offset, M, kK);
+  }
+  if (thread == 0) {
+    ptx::store_wait<0>();
+  }
+}
+
+template <class E, int kK, int kV>
+__global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
+    chain_kernel(const __grid_constant__ Arguments args) {
+  using Sp = Split<kK, kV>;
+  using L = ChainShared<kK, kV>;
+  extern __shared__ uint8_t memory[];
+  uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+  const ChainBarriers<kK, kV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
+  if (threadIdx.x == 0) {
+    constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+    for (int i = 0; i < kEmpty; ++i) {
+      ptx::mbarrier_init(barriers.first + i, 1);
+      ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  __syncthreads();
+  const int block = static_cast<int>(blockIdx.x);
+  const int tile = block % Sp::kTilesV;
+  const int head = args.head + block / Sp::kTilesV % args.heads;
+  const int sequence = block / Sp::kTilesV / args.heads;
+  if (threadIdx.x / 128 == Sp::kConsumers) {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_decrease<24>();
+    }
+    if (threadIdx.x % 128 == 0) {
+      chain_producer<E, kK, kV>(args, shared, barriers, sequence, head, tile);
+    }
+  } else {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_increase<240>();
+    }
+    chain_consumer<E, kK, kV>(args, shared, barriers, sequence, head, tile);
+  }
+}
+
+}  // namespace mdn::kernels::cuda::backward_pass
