@@ -70,6 +70,8 @@ struct Arguments {
   float* d_initial_M;
   float scale;
   int sequences;
+  int K;
+  int V;
   int head;
   int heads;
   int HV;
@@ -167,14 +169,14 @@ __device__ __forceinline__ void store_state(float* state, const float (&d)[kRegi
 
 /// How the recurrences cut their work. A block has kConsumers warpgroups, each with 64 value
 /// channels by kWarpgroupK key channels of both states in registers, and a producer warpgroup.
-template <int kK, int kV>
+template <int kK, int kBlockBoxesV>
 struct Split {
-  static constexpr int kHalves = kK == 256 ? 2 : 1;     // warpgroups that share 64 value channels
-  static constexpr int kWarpgroupK = kK / kHalves;      // 64 or 128
-  static constexpr int kBoxesV = kHalves == 2 || kV == 64 ? 1 : 2;  // of 64 value channels, a block
+  static constexpr int kBoxesV = kBlockBoxesV;       // 64 value channels each, 1 or 2 a block
+  static constexpr int kHalves = kK == 256 ? 2 : 1;  // warpgroups that share 64 value channels
+  static constexpr int kWarpgroupK = kK / kHalves;   // 64 or 128
   static constexpr int kConsumers = kBoxesV * kHalves;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kTilesV = kV / (64 * kBoxesV);  // blocks a head
+  static_assert(kConsumers == 1 || kConsumers == 2);
   static constexpr int kBoxesK = kK / 64;
   static constexpr int kWarpgroupBoxesK = kWarpgroupK / 64;
 };

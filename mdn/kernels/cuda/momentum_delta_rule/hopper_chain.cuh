@@ -21,9 +21,9 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <int kK, int kV>
+template <int kK, int kBoxesV>
 struct ChainShared {
-  using S = Split<kK, kV>;
+  using S = Split<kK, kBoxesV>;
   static constexpr int kKeyStages = 2;
   static constexpr int kQueryStages = kK == 256 ? 1 : 2;
   static constexpr int kRestStages = kK == 256 ? 1 : 2;
@@ -43,9 +43,9 @@ struct ChainShared {
 };
 
 /// Full and empty barriers of the three rings.
-template <int kK, int kV>
+template <int kK, int kBoxesV>
 struct ChainBarriers {
-  using L = ChainShared<kK, kV>;
+  using L = ChainShared<kK, kBoxesV>;
   uint64_t* first;
   __device__ __forceinline__ uint64_t* keys(int stage) const { return first + stage; }
   __device__ __forceinline__ uint64_t* queries(int stage) const {
@@ -57,13 +57,13 @@ struct ChainBarriers {
   static constexpr int kEmpty = L::kKeyStages + L::kQueryStages + L::kRestStages;
 };
 
-template <class E, int kK, int kV>
+template <class E, int kK, int kBoxesV>
 __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* shared,
-                                               ChainBarriers<kK, kV> barriers, int sequence,
+                                               ChainBarriers<kK, kBoxesV> barriers, int sequence,
                                                int head, int tile) {
-  using S = Split<kK, kV>;
-  using L = ChainShared<kK, kV>;
-  constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+  using S = Split<kK, kBoxesV>;
+  using L = ChainShared<kK, kBoxesV>;
+  constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
   Ring<L::kKeyStages> keys;
   Ring<L::kQueryStages> queries;
   Ring<L::kRestStages> rest;
@@ -126,13 +126,13 @@ __device__ __forceinline__ void scaled_rows(uint32_t (&a)[4][4], uint32_t lane_a
   }
 }
 
-template <class E, int kK, int kV>
+template <class E, int kK, int kBoxesV>
 __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* shared,
-                                               ChainBarriers<kK, kV> barriers, int sequence,
+                                               ChainBarriers<kK, kBoxesV> barriers, int sequence,
                                                int head, int tile) {
-  using Sp = Split<kK, kV>;
-  using L = ChainShared<kK, kV>;
-  constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+  using Sp = Split<kK, kBoxesV>;
+  using L = ChainShared<kK, kBoxesV>;
+  constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -141,13 +141,14 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   const int half = Sp::kHalves == 2 ? warpgroup : 0;
   const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;
   const int barrier_id = 1 + warpgroup;
+  const int boxes_v = args.V / 64;
   const int v_box = tile * Sp::kBoxesV + box_v;
   const int column = 2 * (lane % 4);
 
   float S[kRegisters];  // dS^T, dM^T
   float M[kRegisters];
   const int64_t state_offset =
-      ((static_cast<int64_t>(sequence) * args.HV + head) * kV + 64 * v_box + 16 * warp + lane / 4) *
+      ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + 64 * v_box + 16 * warp + lane / 4) *
           kK +
       half * Sp::kWarpgroupK + column;
   load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset, kK);
@@ -189,7 +190,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::fence_async_shared();
     ptx::named_barrier(barrier_id, 128);
     if (thread == 0) {
-      const int64_t at = (record * (kV / 64) + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
+      const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
       ptx::bulk_store(args.dS + at * kBox, states, Sp::kWarpgroupBoxesK * kBox);
       ptx::bulk_store(args.dM + at * kBox, states + Sp::kWarpgroupBoxesK * kBox,
                       Sp::kWarpgroupBoxesK * kBox);
@@ -355,7 +356,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       const Chunk chunk = args.chunks[entry];
       const int length = chunk.length;
       uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
-                     ((chunk.token * args.HV + head) * kV + 64 * v_box) * 2;
+                     ((chunk.token * args.HV + head) * args.V + 64 * v_box) * 2;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = 16 * i + thread / 8;
@@ -365,7 +366,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
                      : "=r"(u[0]), "=r"(u[1]), "=r"(u[2]), "=r"(u[3])
                      : "r"(dv_box + row * 128 + ((unit ^ (row % 8)) * 16)));
         if (row < length) {
-          *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * kV * 2 +
+          *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * args.V * 2 +
                                     unit * 16) = uint4{u[0], u[1], u[2], u[3]};
         }
       }
@@ -395,16 +396,16 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   }
 }
 
-template <class E, int kK, int kV>
-__global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
+template <class E, int kK, int kBoxesV>
+__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
     chain_kernel(const __grid_constant__ Arguments args) {
-  using Sp = Split<kK, kV>;
-  using L = ChainShared<kK, kV>;
+  using Sp = Split<kK, kBoxesV>;
+  using L = ChainShared<kK, kBoxesV>;
   extern __shared__ uint8_t memory[];
   uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-  const ChainBarriers<kK, kV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
+  const ChainBarriers<kK, kBoxesV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
   if (threadIdx.x == 0) {
-    constexpr int kEmpty = ChainBarriers<kK, kV>::kEmpty;
+    constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
     for (int i = 0; i < kEmpty; ++i) {
       ptx::mbarrier_init(barriers.first + i, 1);
       ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
@@ -413,21 +414,22 @@ __global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
   }
   __syncthreads();
   const int block = static_cast<int>(blockIdx.x);
-  const int tile = block % Sp::kTilesV;
-  const int head = args.head + block / Sp::kTilesV % args.heads;
-  const int sequence = block / Sp::kTilesV / args.heads;
+  const int tiles = args.V / (64 * kBoxesV);
+  const int tile = block % tiles;
+  const int head = args.head + block / tiles % args.heads;
+  const int sequence = block / tiles / args.heads;
   if (threadIdx.x / 128 == Sp::kConsumers) {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      chain_producer<E, kK, kV>(args, shared, barriers, sequence, head, tile);
+      chain_producer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    chain_consumer<E, kK, kV>(args, shared, barriers, sequence, head, tile);
+    chain_consumer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
   }
 }
 

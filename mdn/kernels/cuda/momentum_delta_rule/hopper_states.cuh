@@ -19,9 +19,9 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <int kK, int kV>
+template <int kK, int kBoxesV>
 struct StatesShared {
-  using S = Split<kK, kV>;
+  using S = Split<kK, kBoxesV>;
   static constexpr int kStages = 2;
   static constexpr int kStageBoxes = S::kBoxesK + S::kBoxesV + 1;  // k, v, T
   static constexpr int kStage = 0;
@@ -33,12 +33,12 @@ struct StatesShared {
   static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024;  // slack to align
 };
 
-template <class E, int kK, int kV>
+template <class E, int kK, int kBoxesV>
 __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* shared,
                                                 uint64_t* full, uint64_t* empty, int sequence,
                                                 int head, int tile) {
-  using S = Split<kK, kV>;
-  using L = StatesShared<kK, kV>;
+  using S = Split<kK, kBoxesV>;
+  using L = StatesShared<kK, kBoxesV>;
   Ring<L::kStages> ring;
   const int last = args.begin[sequence + 1];
   for (int entry = args.begin[sequence]; entry < last; ++entry, ring.next()) {
@@ -62,12 +62,12 @@ __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* 
   }
 }
 
-template <class E, int kK, int kV>
+template <class E, int kK, int kBoxesV>
 __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* shared,
                                                 uint64_t* full, uint64_t* empty, int sequence,
                                                 int head, int tile) {
-  using Sp = Split<kK, kV>;
-  using L = StatesShared<kK, kV>;
+  using Sp = Split<kK, kBoxesV>;
+  using L = StatesShared<kK, kBoxesV>;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -76,12 +76,13 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   const int half = Sp::kHalves == 2 ? warpgroup : 0;
   const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;  // of the block's
   const int barrier_id = 1 + warpgroup;
+  const int boxes_v = args.V / 64;
   const int v_box = tile * Sp::kBoxesV + box_v;  // of the head's
 
   float S[kRegisters];
   float M[kRegisters];
   const int64_t state_offset =
-      ((static_cast<int64_t>(sequence) * args.HV + head) * kV + 64 * v_box + 16 * warp + lane / 4) *
+      ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + 64 * v_box + 16 * warp + lane / 4) *
           kK +
       half * Sp::kWarpgroupK + 2 * (lane % 4);
   load_state(S, args.initial_S == nullptr ? nullptr : args.initial_S + state_offset, kK);
@@ -120,7 +121,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     ptx::fence_async_shared();
     ptx::named_barrier(barrier_id, 128);
     if (thread == 0) {
-      const int64_t at = (record * (kV / 64) + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
+      const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
       ptx::bulk_store(args.S + at * kBox, states, Sp::kWarpgroupBoxesK * kBox);
       ptx::bulk_store(args.M + at * kBox, states + Sp::kWarpgroupBoxesK * kBox,
                       Sp::kWarpgroupBoxesK * kBox);
@@ -232,7 +233,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       ptx::fence_async_shared();
       ptx::named_barrier(barrier_id, 128);
       if (thread == 0) {
-        ptx::bulk_store(args.R + (record * (kV / 64) + v_box) * kBox, r_tile, kBox);
+        ptx::bulk_store(args.R + (record * boxes_v + v_box) * kBox, r_tile, kBox);
         ptx::store_commit();
       }
     }
@@ -246,11 +247,11 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   }
 }
 
-template <class E, int kK, int kV>
-__global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
+template <class E, int kK, int kBoxesV>
+__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
     states_kernel(const __grid_constant__ Arguments args) {
-  using Sp = Split<kK, kV>;
-  using L = StatesShared<kK, kV>;
+  using Sp = Split<kK, kBoxesV>;
+  using L = StatesShared<kK, kBoxesV>;
   extern __shared__ uint8_t memory[];
   uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
   auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
@@ -264,21 +265,22 @@ __global__ void __launch_bounds__(Split<kK, kV>::kThreads, 1)
   }
   __syncthreads();
   const int block = static_cast<int>(blockIdx.x);
-  const int tile = block % Sp::kTilesV;
-  const int head = args.head + block / Sp::kTilesV % args.heads;
-  const int sequence = block / Sp::kTilesV / args.heads;
+  const int tiles = args.V / (64 * kBoxesV);
+  const int tile = block % tiles;
+  const int head = args.head + block / tiles % args.heads;
+  const int sequence = block / tiles / args.heads;
   if (threadIdx.x / 128 == Sp::kConsumers) {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      states_producer<E, kK, kV>(args, shared, full, empty, sequence, head, tile);
+      states_producer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    states_consumer<E, kK, kV>(args, shared, full, empty, sequence, head, tile);
+    states_consumer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
   }
 }
 
