@@ -33,8 +33,8 @@ struct Batch {
   std::vector<int64_t> targets;  // [B, T]: the token after each input, or kIgnoredTarget
   /// Empty: each row is one sequence. Otherwise [N + 1], 0 = first < ... < last = B * T, the
   /// boundaries of N sequences in the rows joined to [1, B * T]: row starts, document starts and
-  /// padding. The input before a document's end has kIgnoredTarget, so the documents of a row do
-  /// not see each other at all.
+  /// padding. The last input of a document has kIgnoredTarget, so nothing of one document reaches
+  /// another's prediction.
   std::vector<int64_t> cu_seqlens;
 
   /// Targets that are not kIgnoredTarget: what a mean of the loss divides by.

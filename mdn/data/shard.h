@@ -62,6 +62,7 @@ class ShardWriter {
   int64_t documents() const { return static_cast<int64_t>(ends_.size()); }
   int64_t text_bytes() const { return text_bytes_; }
   int64_t file_bytes() const { return static_cast<int64_t>(file_.size()); }
+  const std::filesystem::path& path() const { return file_.path(); }
 
  private:
   void write(std::span<const std::byte> bytes);
