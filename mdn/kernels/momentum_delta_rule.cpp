@@ -104,6 +104,10 @@ void check(const MomentumDeltaRuleStep& call) {
   check_positive("V", call.V);
   check_heads(call.H, call.HV);
   check_scale(call.scale);
+  MDN_CHECK(call.state_dtype == DType::kFloat32 || call.state_dtype == DType::kFloat16,
+            "momentum_delta_rule: states of {}; they must be float32 (the type of the gates) or "
+            "float16",
+            name_of(call.state_dtype));
   check_size("S", {call.B, call.HV, call.V, call.K});
   check_given("q", call.q);
   check_given("k", call.k);

@@ -32,7 +32,8 @@
 //
 // No function allocates: `sizes` says how many bytes the caller must provide, 64-byte aligned
 // (CUDA: 256), with any content. Outputs are overwritten, whatever they held. All element offsets
-// are 64-bit.
+// are 64-bit. On the CPU the workspaces grow with num_threads() (mdn/core/threads.h): ask for the
+// sizes when it is what it will be in the call. What is saved does not depend on it.
 #pragma once
 
 #include <cstddef>
@@ -137,6 +138,9 @@ struct MomentumDeltaRuleStep {
   void* M = nullptr;
   const int64_t* slots = nullptr;  // [B]
   void* o = nullptr;
+  // Of S and M: kFloat32 stands for the gate type; kFloat16 (CUDA alone) takes half the memory and
+  // time, and stores what is past ±65504 as ±65504.
+  DType state_dtype = DType::kFloat32;
 };
 
 /// Throws mdn::Error when the sizes contradict each other or a required pointer is missing: what

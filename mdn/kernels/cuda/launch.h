@@ -1,0 +1,47 @@
+// The one way kernels are launched: opts in to large shared memory where it is needed, and throws
+// in CUDA's words, with the kernel's name, when the launch is refused. For .cu files.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "mdn/kernels/cuda/check.h"
+
+namespace mdn::kernels::cuda {
+
+inline constexpr size_t kSharedMemoryWithoutOptIn = 48 << 10;
+
+/// Queues kernel<<<blocks, threads, shared, stream>>>(args...). `name` is "launch of <kernel>".
+/// No block, no launch. Faults inside the kernel surface at the next synchronisation.
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int threads, size_t shared,
+            cudaStream_t stream, Args&&... args) {
+  if (blocks == 0) {
+    return;
+  }
+  if (blocks > INT32_MAX) {
+    throw_cuda_error(cudaErrorInvalidConfiguration, name, __FILE__, __LINE__);
+  }
+  if (shared > kSharedMemoryWithoutOptIn) {
+    const cudaError_t status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (status != cudaSuccess) {
+      throw_cuda_error(status, name, __FILE__, __LINE__);
+    }
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
+  if (status != cudaSuccess) {
+    throw_cuda_error(status, name, __FILE__, __LINE__);
+  }
+}
+
+}  // namespace mdn::kernels::cuda
