@@ -76,6 +76,7 @@ inline void load_chunk(const Plan& plan, const MomentumDeltaRuleProblem& p,
       to[t] = gate[t * p.HV];
     }
   }
+  std::fill(chunk.eta + tokens, chunk.eta + round_up(tokens, kPanel), 0.0f);  // read as vectors
   // a = Π alpha,  m = Π mu,  b = alpha b + beta m,  and before the token's write e = pi a, c = pi b
   float a = 1;
   float b = 0;
@@ -266,7 +267,7 @@ inline void chunk_gradient(const Plan& plan, float scale, int64_t HV, const Chun
     carry_Mu[t] = -chunk.eta[t] * k_rM[t];
     deta[t] = g[t] * k_rS[t] - n[t] * k_rM[t];
   }
-  for (float* vector : {carry_G, carry_Mu, deta, chunk.eta}) {
+  for (float* vector : {carry_G, carry_Mu, deta}) {
     std::fill(vector + tokens, vector + padded, 0.0f);
   }
   float carry_b = -grad.dS_M;

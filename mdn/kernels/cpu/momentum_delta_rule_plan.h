@@ -65,9 +65,6 @@ struct Plan {
   int64_t saved_index(const Sequence& s, int64_t segment_index) const {
     return s.begin / segment + segment_index - 1;
   }
-
-  int64_t forward_floats() const;   // scratch of one thread
-  int64_t backward_floats() const;  // likewise
 };
 
 /// Hands out pieces of a block of floats, each starting on a cache line.
@@ -136,25 +133,66 @@ struct ForwardScratch {
   float* r;             // [C, V], stride ld_v
   float* o;             // likewise
   ForwardScratch(const Plan& plan, Scratch& scratch);
+  static int64_t floats(const Plan& plan);
 };
 
-/// Scratch of a thread in the backward pass.
-struct BackwardScratch {
+/// Of one sequence and head in the backward pass: a segment rebuilt, and what its chain leaves for
+/// the gradients of its chunks. When the chunks' gradients follow the chain chunk by chunk, all
+/// chunks share d_o, dw and dx_transposed (`stored` 1); when they run in parallel after it, each
+/// has its own (`stored` kSegmentChunks).
+struct SegmentScratch {
   Chunk chunk[kSegmentChunks];
-  float* x_transposed[kSegmentChunks];  // [2 K / kPanel][V][kPanel]: X before the chunk
-  float* r[kSegmentChunks];             // [C, V], stride ld_v
-  float* k_transposed;                  // [K, C], stride ld_c
-  float* x;                             // [panels][2 K][kPanel]
-  float* dx;                            // likewise: the gradient of X
-  float* dx_transposed;                 // [2 K / kPanel][V][kPanel]
-  float* d_o;                           // [C, V], stride ld_v
-  float* dw;                            // likewise
-  float* r_transposed;                  // [C / kPanel][V][kPanel]
-  float *ox, *wx, *rx;                  // [C, 2 K], stride ld_x
-  float *oR, *F, *dP, *Z;               // [C, C], stride ld_c
-  float *dq, *dk;                       // [C, K], stride ld_k
-  float* vectors;                       // [16, C]
-  BackwardScratch(const Plan& plan, Scratch& scratch);
+  float* x_transposed[kSegmentChunks];   // [2 K / kPanel][V][kPanel]: X before the chunk
+  float* r[kSegmentChunks];              // [C, V], stride ld_v
+  float* d_o[kSegmentChunks];            // likewise
+  float* dw[kSegmentChunks];             // likewise: the gradient of V
+  float* dx_transposed[kSegmentChunks];  // as x_transposed: the gradient of X after the chunk
+  float* x;                              // [panels][2 K][kPanel]
+  float* dx;                             // likewise: the gradient of X
+  SegmentScratch(const Plan& plan, Scratch& scratch, int64_t stored);
+  static int64_t floats(const Plan& plan, int64_t stored);
+};
+
+/// Of one thread in the backward pass: one chunk's gradients.
+struct GradientScratch {
+  float* k_transposed;     // [K, C], stride ld_c
+  float* r_transposed;     // [C / kPanel][V][kPanel]
+  float *ox, *wx, *rx;     // [C, 2 K], stride ld_x
+  float *oR, *F, *dP, *Z;  // [C, C], stride ld_c
+  float *dq, *dk;          // [C, K], stride ld_k
+  float* vectors;          // [9, C]
+  GradientScratch(const Plan& plan, Scratch& scratch);
+  static int64_t floats(const Plan& plan);
+};
+
+/// One segment of one sequence and value head in the backward pass.
+struct Segment {
+  const MomentumDeltaRuleBackward& call;
+  const Plan& plan;
+  Sequence sequence;
+  int64_t n = 0;
+  int64_t head = 0;
+  int64_t index = 0;  // of the segment in its sequence
+  // Where heads share q and k, [B, T, HV, K] floats for this head's part of their gradients.
+  float* head_dq = nullptr;
+  float* head_dk = nullptr;
+
+  int64_t begin() const { return index * plan.segment; }
+  int64_t end() const { return std::min(begin() + plan.segment, sequence.length); }
+  int64_t chunks() const { return (end() - begin() + plan.C - 1) / plan.C; }
+  int64_t chunk_begin(int64_t i) const { return begin() + i * plan.C; }
+  int64_t chunk_tokens(int64_t i) const { return std::min(plan.C, end() - chunk_begin(i)); }
+  int64_t token(int64_t i) const { return sequence.begin + chunk_begin(i); }
+  int64_t state_index() const { return n * call.problem.HV + head; }
+  /// X before chunk i is known to be zero; so is its gradient after chunk i.
+  bool x_is_zero(int64_t i) const {
+    return chunk_begin(i) == 0 && call.inputs.initial_S == nullptr &&
+           call.inputs.initial_M == nullptr;
+  }
+  bool dx_is_zero(int64_t i) const {
+    return chunk_begin(i) + chunk_tokens(i) == sequence.length && call.d_final_S == nullptr &&
+           call.d_final_M == nullptr;
+  }
 };
 
 // One task each, by the best instructions this processor has.
@@ -163,10 +201,17 @@ struct BackwardScratch {
 void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_t n, int64_t head,
                   int64_t panel_begin, int64_t panel_end, float* scratch);
 
-/// One sequence and value head. Where heads share q and k, the gradients of this head go to
-/// head_dq and head_dk, [B, T, HV, K] floats; otherwise to the call's.
-void backward_task(const MomentumDeltaRuleBackward& call, const Plan& plan, int64_t n, int64_t head,
-                   float* head_dq, float* head_dk, float* scratch);
+/// The stages of a segment's backward pass, in this order; columns are panels of V.
+/// 1. Rebuilds the matrices of chunk i.
+void build_segment_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch);
+/// 2. Rebuilds the errors of all chunks and the states before each, panels [begin, end).
+void rebuild_segment(const Segment& segment, int64_t begin, int64_t end, SegmentScratch& s);
+/// 3. The chain: gradients of chunk i's values and of the states before it, chunks in reverse.
+void chain_chunk(const Segment& segment, int64_t i, int64_t begin, int64_t end, SegmentScratch& s);
+/// 4. Gradients of chunk i's q, k and gates. Uses up the chunk's memory.
+void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch);
 
 /// Adds the gradients of the value heads of each query/key head, tokens [begin, end).
 void sum_heads(const MomentumDeltaRuleProblem& problem, const float* head_rows, int64_t begin,

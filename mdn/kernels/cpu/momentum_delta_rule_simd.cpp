@@ -185,9 +185,9 @@ void contract_errors(const Plan& plan, int64_t tokens, const float* rows_of,
   });
 }
 
-/// Panels [V / kPanel][2 K][kPanel] to panels [2 K / kPanel][V][kPanel].
-void transpose_panels(const Plan& plan, const float* from, float* to) {
-  for (int64_t p = 0; p < plan.panels; ++p) {
+/// Panels [V / kPanel][2 K][kPanel], [begin, end) of them, to panels [2 K / kPanel][V][kPanel].
+void transpose_panels(const Plan& plan, const float* from, int64_t begin, int64_t end, float* to) {
+  for (int64_t p = begin; p < end; ++p) {
     for (int64_t i = 0; i < 2 * plan.K; i += kPanel) {
       transpose(from + (p * 2 * plan.K + i) * kPanel, kPanel, kPanel, kPanel,
                 to + (i * plan.V + p * kPanel * kPanel), kPanel);
@@ -287,151 +287,155 @@ void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_
   write_states(plan, p, s.x, n * p.HV + head, panel_begin, panel_end, call.final_S, call.final_M);
 }
 
-/// Rebuilds a segment: the chunks' matrices, the states before each chunk and the errors.
-void rebuild_segment(const MomentumDeltaRuleBackward& call, const Plan& plan,
-                     const Sequence& sequence, int64_t begin, int64_t end, int64_t head,
-                     bool x_is_zero, BackwardScratch& s) {
+void build_segment_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch) {
+  const MomentumDeltaRuleBackward& call = segment.call;
+  build_chunk(segment.plan, call.problem, call.inputs, segment.token(i), segment.chunk_tokens(i),
+              segment.head, scratch.k_transposed, s.chunk[i]);
+}
+
+void rebuild_segment(const Segment& segment, int64_t begin, int64_t end, SegmentScratch& s) {
+  const MomentumDeltaRuleBackward& call = segment.call;
   const MomentumDeltaRuleProblem& p = call.problem;
-  for (int64_t done = begin; done < end; done += plan.C) {
-    const int64_t i = (done - begin) / plan.C;
-    const int64_t token = sequence.begin + done;
-    const int64_t tokens = std::min(plan.C, end - done);
-    build_chunk(plan, p, call.inputs, token, tokens, head, s.k_transposed, s.chunk[i]);
+  const Plan& plan = segment.plan;
+  const int64_t panel_floats = 2 * plan.K * kPanel;
+  if (segment.index == 0) {
+    read_states(plan, p, call.inputs.initial_S, call.inputs.initial_M, segment.state_index(), begin,
+                end, s.x);
+  } else {
+    const int64_t index = plan.saved_index(segment.sequence, segment.index) * p.HV + segment.head;
+    const float* saved = static_cast<const float*>(call.saved) + index * plan.state;
+    std::copy(saved + begin * panel_floats, saved + end * panel_floats, s.x + begin * panel_floats);
+  }
+  const int64_t column = begin * kPanel;
+  const int64_t columns = std::min(end * kPanel, p.V) - column;
+  for (int64_t i = 0; i < segment.chunks(); ++i) {
+    const bool x_is_zero = segment.x_is_zero(i);
     if (!x_is_zero) {
-      transpose_panels(plan, s.x, s.x_transposed[i]);
+      transpose_panels(plan, s.x, begin, end, s.x_transposed[i]);
     }
-    load_rows(call.inputs.v, p.dtype, (token * p.HV + head) * p.V, p.HV * p.V, tokens, p.V, s.r[i],
-              plan.ld_v, plan.V);
-    for (int64_t panel = 0; panel < plan.panels; ++panel) {
-      float* x = s.x + panel * 2 * plan.K * kPanel;
+    load_rows(call.inputs.v, p.dtype, (segment.token(i) * p.HV + segment.head) * p.V + column,
+              p.HV * p.V, segment.chunk_tokens(i), columns, s.r[i] + column, plan.ld_v,
+              (end - begin) * kPanel);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      float* x = s.x + panel * panel_floats;
       float* r = s.r[i] + panel * kPanel;
       solve_panel(plan, s.chunk[i], x, x_is_zero, r);
-      if (done + tokens < end) {
+      if (i + 1 < segment.chunks()) {
         advance_panel(plan, s.chunk[i], r, x_is_zero, x);
       }
     }
-    x_is_zero = false;
   }
 }
 
-void backward_task(const MomentumDeltaRuleBackward& call, const Plan& plan, int64_t n, int64_t head,
-                   float* head_dq, float* head_dk, float* memory) {
+void chain_chunk(const Segment& segment, int64_t i, int64_t begin, int64_t end, SegmentScratch& s) {
+  const MomentumDeltaRuleBackward& call = segment.call;
   const MomentumDeltaRuleProblem& p = call.problem;
-  const MomentumDeltaRuleInputs& in = call.inputs;
-  Scratch pieces(memory);
-  BackwardScratch s(plan, pieces);
-  const Sequence sequence = plan.sequence(p, n);
-  const float scale = static_cast<float>(p.scale);
-  const int64_t index = n * p.HV + head;
-  const int64_t panel_floats = 2 * plan.K * kPanel;
-  const int64_t half = plan.K * plan.V;  // floats of S in the transposed panels
-  const bool starts_from_zero = in.initial_S == nullptr && in.initial_M == nullptr;
-  const bool wants_initial = call.d_initial_S != nullptr || call.d_initial_M != nullptr;
-
-  read_states(plan, p, call.d_final_S, call.d_final_M, index, 0, plan.panels, s.dx);
-  bool dx_is_zero = call.d_final_S == nullptr && call.d_final_M == nullptr;
-  const int64_t segments = (sequence.length + plan.segment - 1) / plan.segment;
-  for (int64_t segment = segments - 1; segment >= 0; --segment) {
-    const int64_t begin = segment * plan.segment;
-    const int64_t end = std::min(begin + plan.segment, sequence.length);
-    if (segment == 0) {
-      read_states(plan, p, in.initial_S, in.initial_M, index, 0, plan.panels, s.x);
-    } else {
-      const int64_t saved = plan.saved_index(sequence, segment) * p.HV + head;
-      std::copy_n(static_cast<const float*>(call.saved) + saved * plan.state, plan.state, s.x);
-    }
-    rebuild_segment(call, plan, sequence, begin, end, head, segment == 0 && starts_from_zero, s);
-
-    const int64_t chunks = (end - begin + plan.C - 1) / plan.C;
-    for (int64_t i = chunks - 1; i >= 0; --i) {
-      const Chunk& chunk = s.chunk[i];
-      const int64_t tokens = chunk.tokens;
-      const int64_t done = begin + i * plan.C;
-      const int64_t token = sequence.begin + done;
-      const int64_t offset = (token * p.HV + head) * p.V;
-      const bool x_is_zero = done == 0 && starts_from_zero;
-      load_rows(call.d_o, p.dtype, offset, p.HV * p.V, tokens, p.V, s.d_o, plan.ld_v, plan.V);
-
-      // The chain: gradients of the errors, and of the states before the chunk.
-      if (!dx_is_zero) {
-        transpose_panels(plan, s.dx, s.dx_transposed);
-      }
-      const bool retreats = done > 0 || wants_initial;
-      for (int64_t panel = 0; panel < plan.panels; ++panel) {
-        float* dx = s.dx + panel * panel_floats;
-        const float* d_o = s.d_o + panel * kPanel;
-        float* dw = s.dw + panel * kPanel;
-        solve_panel_gradient(plan, chunk, d_o, dx, dx_is_zero, dw);
-        if (retreats) {
-          retreat_panel(plan, chunk, d_o, dw, dx_is_zero, dx);
-        }
-      }
-      store_rows(s.dw, plan.ld_v, tokens, p.V, call.d_v, p.dtype, offset, p.HV * p.V);
-
-      // Gradients of the chunk's matrices.
-      if (x_is_zero) {
-        std::fill_n(s.ox, tokens * plan.ld_x, 0.0f);
-        std::fill_n(s.wx, tokens * plan.ld_x, 0.0f);
-      } else {
-        contract_values(plan, tokens, s.d_o, s.x_transposed[i], s.ox);
-        contract_values(plan, tokens, s.dw, s.x_transposed[i], s.wx);
-      }
-      if (dx_is_zero) {
-        std::fill_n(s.rx, tokens * plan.ld_x, 0.0f);
-      } else {
-        contract_values(plan, tokens, s.r[i], s.dx_transposed, s.rx);
-      }
-      std::fill(s.r[i] + tokens * plan.ld_v, s.r[i] + round_up(tokens, kPanel) * plan.ld_v, 0.0f);
-      for (int64_t j = 0; j < tokens; j += kPanel) {
-        transpose(s.r[i] + j * plan.ld_v, plan.ld_v, kPanel, plan.V, s.r_transposed + j * plan.V,
-                  kPanel);
-      }
-      contract_errors(plan, tokens, s.d_o, s.r_transposed, s.oR);
-      contract_errors(plan, tokens, s.dw, s.r_transposed, s.F);
-
-      ChunkGradient grad;
-      grad.ox = s.ox;
-      grad.wx = s.wx;
-      grad.rx = s.rx;
-      grad.oR = s.oR;
-      grad.F = s.F;
-      grad.dS_S = grad.dS_M = grad.dM_M = 0;
-      if (!x_is_zero && !dx_is_zero) {
-        const float* x = s.x_transposed[i];
-        grad.dS_S = dot(s.dx_transposed, x, half);
-        grad.dS_M = dot(s.dx_transposed, x + half, half);
-        grad.dM_M = dot(s.dx_transposed + half, x + half, half);
-      }
-      grad.dP = s.dP;
-      grad.Z = s.Z;
-      grad.dq = s.dq;
-      grad.dk = s.dk;
-      grad.vectors = s.vectors;
-      const int64_t gate = token * p.HV + head;
-      grad.alpha = static_cast<float*>(call.d_alpha) + gate;
-      grad.mu = static_cast<float*>(call.d_mu) + gate;
-      grad.eta = static_cast<float*>(call.d_eta) + gate;
-      grad.beta = static_cast<float*>(call.d_beta) + gate;
-      grad.pi = call.d_pi != nullptr ? static_cast<float*>(call.d_pi) + gate : nullptr;
-      chunk_gradient(plan, scale, p.HV, chunk, grad);
-      if (p.l2norm) {
-        for (int64_t t = 0; t < tokens; ++t) {
-          normalise_row_gradient(chunk.q + t * plan.ld_k, chunk.q_factor[t], plan.K,
-                                 s.dq + t * plan.ld_k);
-          normalise_row_gradient(chunk.k + t * plan.ld_k, chunk.k_factor[t], plan.K,
-                                 s.dk + t * plan.ld_k);
-        }
-      }
-      // Where heads share q and k, these are floats of [B, T, HV, K], to be summed later.
-      const DType row_dtype = plan.shared ? DType::kFloat32 : p.dtype;
-      store_rows(s.dq, plan.ld_k, tokens, p.K, plan.shared ? head_dq : call.d_q, row_dtype,
-                 gate * p.K, p.HV * p.K);
-      store_rows(s.dk, plan.ld_k, tokens, p.K, plan.shared ? head_dk : call.d_k, row_dtype,
-                 gate * p.K, p.HV * p.K);
-      dx_is_zero = false;
+  const Plan& plan = segment.plan;
+  const int64_t tokens = segment.chunk_tokens(i);
+  const bool first = segment.chunk_begin(i) == 0;
+  const bool last = segment.chunk_begin(i) + tokens == segment.sequence.length;
+  const bool dx_is_zero = segment.dx_is_zero(i);
+  if (last) {
+    read_states(plan, p, call.d_final_S, call.d_final_M, segment.state_index(), begin, end, s.dx);
+  }
+  if (!dx_is_zero) {
+    transpose_panels(plan, s.dx, begin, end, s.dx_transposed[i]);
+  }
+  const int64_t column = begin * kPanel;
+  const int64_t columns = std::min(end * kPanel, p.V) - column;
+  const int64_t offset = (segment.token(i) * p.HV + segment.head) * p.V + column;
+  load_rows(call.d_o, p.dtype, offset, p.HV * p.V, tokens, columns, s.d_o[i] + column, plan.ld_v,
+            (end - begin) * kPanel);
+  const bool retreats = !first || call.d_initial_S != nullptr || call.d_initial_M != nullptr;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    float* dx = s.dx + panel * 2 * plan.K * kPanel;
+    const float* d_o = s.d_o[i] + panel * kPanel;
+    float* dw = s.dw[i] + panel * kPanel;
+    solve_panel_gradient(plan, s.chunk[i], d_o, dx, dx_is_zero, dw);
+    if (retreats) {
+      retreat_panel(plan, s.chunk[i], d_o, dw, dx_is_zero, dx);
     }
   }
-  write_states(plan, p, s.dx, index, 0, plan.panels, call.d_initial_S, call.d_initial_M);
+  store_rows(s.dw[i] + column, plan.ld_v, tokens, columns, call.d_v, p.dtype, offset, p.HV * p.V);
+  if (first) {
+    write_states(plan, p, s.dx, segment.state_index(), begin, end, call.d_initial_S,
+                 call.d_initial_M);
+  }
+}
+
+void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch) {
+  const MomentumDeltaRuleBackward& call = segment.call;
+  const MomentumDeltaRuleProblem& p = call.problem;
+  const Plan& plan = segment.plan;
+  const Chunk& chunk = s.chunk[i];
+  const int64_t tokens = chunk.tokens;
+  const float* x = s.x_transposed[i];
+  const float* dx = s.dx_transposed[i];
+  float* r = s.r[i];
+  const bool x_is_zero = segment.x_is_zero(i);
+  const bool dx_is_zero = segment.dx_is_zero(i);
+  ChunkGradient grad;
+  grad.ox = scratch.ox;
+  grad.wx = scratch.wx;
+  grad.rx = scratch.rx;
+  grad.oR = scratch.oR;
+  grad.F = scratch.F;
+  grad.dP = scratch.dP;
+  grad.Z = scratch.Z;
+  grad.dq = scratch.dq;
+  grad.dk = scratch.dk;
+  grad.vectors = scratch.vectors;
+
+  // Gradients of the chunk's matrices: of o_from_x, r_from_x, x_from_r, o_from_r, r_from_r.
+  if (x_is_zero) {
+    std::fill_n(scratch.ox, tokens * plan.ld_x, 0.0f);
+    std::fill_n(scratch.wx, tokens * plan.ld_x, 0.0f);
+  } else {
+    contract_values(plan, tokens, s.d_o[i], x, scratch.ox);
+    contract_values(plan, tokens, s.dw[i], x, scratch.wx);
+  }
+  if (dx_is_zero) {
+    std::fill_n(scratch.rx, tokens * plan.ld_x, 0.0f);
+  } else {
+    contract_values(plan, tokens, r, dx, scratch.rx);
+  }
+  std::fill(r + tokens * plan.ld_v, r + round_up(tokens, kPanel) * plan.ld_v, 0.0f);
+  for (int64_t j = 0; j < tokens; j += kPanel) {
+    transpose(r + j * plan.ld_v, plan.ld_v, kPanel, plan.V, scratch.r_transposed + j * plan.V,
+              kPanel);
+  }
+  contract_errors(plan, tokens, s.d_o[i], scratch.r_transposed, scratch.oR);
+  contract_errors(plan, tokens, s.dw[i], scratch.r_transposed, scratch.F);
+  // And of the decay.
+  grad.dS_S = grad.dS_M = grad.dM_M = 0;
+  if (!x_is_zero && !dx_is_zero) {
+    const int64_t half = plan.K * plan.V;  // floats of S before those of M
+    grad.dS_S = dot(dx, x, half);
+    grad.dS_M = dot(dx, x + half, half);
+    grad.dM_M = dot(dx + half, x + half, half);
+  }
+
+  const int64_t gate = segment.token(i) * p.HV + segment.head;
+  grad.alpha = static_cast<float*>(call.d_alpha) + gate;
+  grad.mu = static_cast<float*>(call.d_mu) + gate;
+  grad.eta = static_cast<float*>(call.d_eta) + gate;
+  grad.beta = static_cast<float*>(call.d_beta) + gate;
+  grad.pi = call.d_pi != nullptr ? static_cast<float*>(call.d_pi) + gate : nullptr;
+  chunk_gradient(plan, static_cast<float>(p.scale), p.HV, chunk, grad);
+  if (p.l2norm) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t row = t * plan.ld_k;
+      normalise_row_gradient(chunk.q + row, chunk.q_factor[t], plan.K, scratch.dq + row);
+      normalise_row_gradient(chunk.k + row, chunk.k_factor[t], plan.K, scratch.dk + row);
+    }
+  }
+  const DType row_dtype = plan.shared ? DType::kFloat32 : p.dtype;
+  store_rows(scratch.dq, plan.ld_k, tokens, p.K, plan.shared ? segment.head_dq : call.d_q,
+             row_dtype, gate * p.K, p.HV * p.K);
+  store_rows(scratch.dk, plan.ld_k, tokens, p.K, plan.shared ? segment.head_dk : call.d_k,
+             row_dtype, gate * p.K, p.HV * p.K);
 }
 
 template <class T>
@@ -569,7 +573,10 @@ HWY_AFTER_NAMESPACE();
 namespace mdn::kernels::cpu {
 
 HWY_EXPORT(forward_task);
-HWY_EXPORT(backward_task);
+HWY_EXPORT(build_segment_chunk);
+HWY_EXPORT(rebuild_segment);
+HWY_EXPORT(chain_chunk);
+HWY_EXPORT(differentiate_chunk);
 HWY_EXPORT(sum_heads);
 HWY_EXPORT(step_task);
 
@@ -578,9 +585,22 @@ void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_
   HWY_DYNAMIC_DISPATCH(forward_task)(call, plan, n, head, panel_begin, panel_end, scratch);
 }
 
-void backward_task(const MomentumDeltaRuleBackward& call, const Plan& plan, int64_t n, int64_t head,
-                   float* head_dq, float* head_dk, float* scratch) {
-  HWY_DYNAMIC_DISPATCH(backward_task)(call, plan, n, head, head_dq, head_dk, scratch);
+void build_segment_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(build_segment_chunk)(segment, i, s, scratch);
+}
+
+void rebuild_segment(const Segment& segment, int64_t begin, int64_t end, SegmentScratch& s) {
+  HWY_DYNAMIC_DISPATCH(rebuild_segment)(segment, begin, end, s);
+}
+
+void chain_chunk(const Segment& segment, int64_t i, int64_t begin, int64_t end, SegmentScratch& s) {
+  HWY_DYNAMIC_DISPATCH(chain_chunk)(segment, i, begin, end, s);
+}
+
+void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
+                         GradientScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(differentiate_chunk)(segment, i, s, scratch);
 }
 
 void sum_heads(const MomentumDeltaRuleProblem& problem, const float* head_rows, int64_t begin,
