@@ -6,9 +6,11 @@
 // them. For every chunk table entry and value head of the group in work:
 //
 //     S, M    boxes [V / 64][K / 64], rows value channels, columns key channels: the states that
-//             the chunk starts with                                            (by the states kernel)
-//     dS, dM  the same: the gradients of the states that the chunk ends with   (by the chain kernel)
-//     R       boxes [V / 64], rows tokens, columns value channels              (by the states kernel)
+//             the chunk starts with                                            (by the states
+//             kernel)
+//     dS, dM  the same: the gradients of the states that the chunk ends with   (by the chain
+//     kernel) R       boxes [V / 64], rows tokens, columns value channels              (by the
+//     states kernel)
 //
 // Names and formulas: docs/math/momentum_delta_rule.md.
 #pragma once
@@ -51,7 +53,7 @@ struct Arguments {
   const float* mu;
   const float* eta;
   const float* beta;
-  const float* pi;  // null: alpha
+  const float* pi;         // null: alpha
   const float* initial_S;  // [N, HV, V, K] or null
   const float* initial_M;
   const float* d_final_S;

@@ -147,10 +147,10 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
 
   float S[kRegisters];  // dS^T, dM^T
   float M[kRegisters];
-  const int64_t state_offset =
-      ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + 64 * v_box + 16 * warp + lane / 4) *
-          kK +
-      half * Sp::kWarpgroupK + column;
+  const int64_t state_offset = ((static_cast<int64_t>(sequence) * args.HV + head) * args.V +
+                                64 * v_box + 16 * warp + lane / 4) *
+                                   kK +
+                               half * Sp::kWarpgroupK + column;
   load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset, kK);
   load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset, kK);
 
@@ -345,9 +345,8 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     }
     ptx::wgmma_commit();
     if (half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
-      const uint32_t dv_box = L::kOwnDV
-                                  ? ptx::shared_address(shared + L::kDV) + box_v * kBox
-                                  : rest_box + box_v * kBox;
+      const uint32_t dv_box =
+          L::kOwnDV ? ptx::shared_address(shared + L::kDV) + box_v * kBox : rest_box + box_v * kBox;
       if constexpr (!L::kOwnDV) {
         ptx::named_barrier(6, 256);  // both warpgroups have read dO
       }

@@ -39,6 +39,8 @@ struct GradientsShared {
   static constexpr int kSmall = kVectors + kVectorBytes;
 };
 
+enum Gate { kAlpha, kMu, kEta, kBeta, kPi };
+
 /// The fp32 part of the block's shared memory. Rows and columns of the masks count from 0, the
 /// chunk's start; token t of the chunk (from 0) is row and column t + 1.
 struct GradientsSmall {
@@ -46,21 +48,17 @@ struct GradientsSmall {
   float G[kMaskFloats];
   float dG[kMaskFloats];  // before: the exchange of dk's halves; after: products to sum
   float dH[kMaskFloats];
-  float alpha[kChunk];
-  float mu[kChunk];
-  float eta[kChunk];
-  float beta[kChunk];
-  float pi[kChunk];
+  float gates[5][kChunk];  // in the order of Gate
   float a[kChunk + 1];     // alpha_1 ... alpha_t
   float da[kChunk];        // direct gradient of a_t through the outputs
   float de[kChunk];        // of e_t = pi_t a_{t-1}
   float dMu_end[kChunk + 1];
-  float krS[kChunk];       // rk_j k_j . rS_j
+  float krS[kChunk];  // rk_j k_j . rS_j
   float krM[kChunk];
   float deta[8][kChunk];   // by the warps of warpgroups 0 and 1
   float dalpha_a[kChunk];  // the parts of dalpha and dpi that come through a
   float dpi_a[kChunk];
-  float dots[12];          // <dS,S>, <dS,M>, <dM,M> of the warps
+  float dots[12];  // <dS,S>, <dS,M>, <dM,M> of the warps
   uint64_t full[GradientsShared::kStages];
   uint64_t empty[GradientsShared::kStages];
   uint64_t qk_full, qk_empty, vectors_full, vectors_empty;
@@ -224,7 +222,7 @@ __device__ __forceinline__ void make_masks(GradientsSmall& small, int j) {
     small.a[0] = a;
 #pragma unroll 8
     for (int t = 1; t <= kChunk; ++t) {
-      a *= small.alpha[t - 1];
+      a *= small.gates[kAlpha][t - 1];
       small.a[t] = a;
     }
   } else if (j <= kChunk) {
@@ -234,8 +232,8 @@ __device__ __forceinline__ void make_masks(GradientsSmall& small, int j) {
     small.G[j] = G;
 #pragma unroll 8
     for (int t = 1; t <= kChunk; ++t) {
-      Mu = t == j ? 1.0F : small.mu[t - 1] * Mu;
-      G = small.alpha[t - 1] * G + small.beta[t - 1] * Mu;
+      Mu = t == j ? 1.0F : small.gates[kMu][t - 1] * Mu;
+      G = small.gates[kAlpha][t - 1] * G + small.gates[kBeta][t - 1] * Mu;
       small.Mu[t * kMaskStride + j] = Mu;
       small.G[t * kMaskStride + j] = G;
     }
@@ -253,7 +251,7 @@ __device__ __forceinline__ void masks_backward(GradientsSmall& small, int j) {
       const float de = small.de[t - 1];
       small.dalpha_a[t - 1] = da * small.a[t - 1];
       small.dpi_a[t - 1] = de * small.a[t - 1];
-      carry = small.alpha[t - 1] * da + small.pi[t - 1] * de;
+      carry = small.gates[kAlpha][t - 1] * da + small.gates[kPi][t - 1] * de;
     }
   } else if (j <= kChunk) {
     float carry_G = 0.0F;
@@ -265,20 +263,21 @@ __device__ __forceinline__ void masks_backward(GradientsSmall& small, int j) {
       const float G_before = small.G[at - kMaskStride];
       const float Mu_before = small.Mu[at - kMaskStride];
       const float dG = carry_G + small.dG[at];
-      const float dMu = carry_Mu + small.beta[t - 1] * dG;
+      const float dMu = carry_Mu + small.gates[kBeta][t - 1] * dG;
       const float dH = small.dH[at];
       small.dG[at] = dG * G_before;
       small.dH[at] = dH * G_before;
       small.Mu[at] = dG * Mu;
       small.G[at] = dMu * Mu_before;
-      carry_G = small.alpha[t - 1] * dG + small.pi[t - 1] * dH;
-      carry_Mu = small.mu[t - 1] * dMu;
+      carry_G = small.gates[kAlpha][t - 1] * dG + small.gates[kPi][t - 1] * dH;
+      carry_Mu = small.gates[kMu][t - 1] * dMu;
       Mu = Mu_before;
     }
   }
 }
 
-/// One step of 64 value channels: A += a S or a dS, B likewise with M or dM, and with kFirst oR or F.
+/// One step of 64 value channels: A += a S or a dS, B likewise with M or dM, and with kFirst oR or
+/// F.
 template <class E, int kRole, bool kFirst>
 __device__ __forceinline__ void multiply_states(float (&A)[32], float (&B)[32], float (&X)[32],
                                                 uint32_t boxes, int accumulate) {
@@ -308,8 +307,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
   using L = GradientsShared;
   const int tiles = args.K / 64;
   const int steps = args.V / 64;
-  constexpr int kAll = 1;    // barrier of the three warpgroups
-  constexpr int kKeys = 2;   // of warpgroups 1 and 2
+  constexpr int kAll = 1;   // barrier of the three warpgroups
+  constexpr int kKeys = 2;  // of warpgroups 1 and 2
   const int index = static_cast<int>(threadIdx.x);
   const int thread = index % 128;
   const int warp = thread / 32;
@@ -342,14 +341,14 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
     if (index < 5 * kChunk) {
       const int gate = index / kChunk;
       const int t = index % kChunk;
-      const float* from = gate == 0   ? args.alpha
-                          : gate == 1 ? args.mu
-                          : gate == 2 ? args.eta
-                          : gate == 3 ? args.beta
+      const float* from = gate == kAlpha       ? args.alpha
+                          : gate == kMu        ? args.mu
+                          : gate == kEta       ? args.eta
+                          : gate == kBeta      ? args.beta
                           : args.pi != nullptr ? args.pi
                                                : args.alpha;
-      const float idle = gate == 2 || gate == 3 ? 0.0F : 1.0F;
-      small.alpha[index] = t < length ? from[(chunk.token + t) * args.HV + head] : idle;
+      const float idle = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
+      small.gates[gate][t] = t < length ? from[(chunk.token + t) * args.HV + head] : idle;
     }
     ptx::named_barrier(kAll, 384);
     make_masks(small, index);
@@ -427,13 +426,13 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         ptx::mbarrier_wait(&small.vectors_full, vectors_phase);
         vectors_phase ^= 1;
         ptx::named_barrier(kAll, 384);  // the masks are there
-        if (role < 2) {  // dP or Z
+        if (role < 2) {                 // dP or Z
           float y[32];
           const float* scales = role == 0 ? vectors->rq : vectors->rk;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int t = row + 8 * i;
-            const float row_scale = (role == 0 ? args.scale : -small.pi[t]) * scales[t];
+            const float row_scale = (role == 0 ? args.scale : -small.gates[kPi][t]) * scales[t];
             const float* mask = &small.G[(role == 0 ? t + 1 : t) * kMaskStride + 1];
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -441,7 +440,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
               for (int h = 0; h < 2; ++h) {
                 const int s = 8 * j + column + h;
                 const bool in = t < length && (role == 0 ? s <= t : s < t);
-                y[4 * j + 2 * i + h] = in ? row_scale * vectors->rk[s] * small.eta[s] *
+                y[4 * j + 2 * i + h] = in ? row_scale * vectors->rk[s] * small.gates[kEta][s] *
                                                 X[4 * j + 2 * i + h] * mask[s]
                                           : 0.0F;
               }
@@ -466,7 +465,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
           f = -vectors->e[t];
           h = vectors->c[t];
         } else {
-          const float write = small.eta[t] * vectors->rk[t];
+          const float write = small.gates[kEta][t] * vectors->rk[t];
           f = write * small.G[kChunk * kMaskStride + t + 1];
           h = -write * small.Mu[kChunk * kMaskStride + t + 1];
         }
@@ -593,9 +592,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int t = row + 8 * i;
-        const float row_scale =
-            role == 0 ? args.scale * vectors->rq[t] : -vectors->rk[t];
-        const float mask_scale = role == 0 ? 1.0F : small.pi[t];
+        const float row_scale = role == 0 ? args.scale * vectors->rq[t] : -vectors->rk[t];
+        const float mask_scale = role == 0 ? 1.0F : small.gates[kPi][t];
         const float* mask = &small.G[(role == 0 ? t + 1 : t) * kMaskStride + 1];
         const bool last = role == 0 && t == kChunk - 1;
 #pragma unroll
@@ -609,7 +607,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
                 in ? row_scale * vectors->rk[s] * X[4 * j + 2 * i + h] * into[at] : 0.0F;
             sums[2 * j + h] += y * mask_scale * mask[s];
             // dG[C,j] += eta_j rk_j k_j . rS_j
-            into[at] = small.eta[s] * (last ? y + small.krS[s] : y);
+            into[at] = small.gates[kEta][s] * (last ? y + small.krS[s] : y);
           }
         }
         if (lane % 4 == 0) {  // column 0: the initial M
@@ -630,7 +628,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       }
     } else {
       if (thread < kChunk) {
-        small.dMu_end[thread + 1] = -small.eta[thread] * small.krM[thread];
+        small.dMu_end[thread + 1] = -small.gates[kEta][thread] * small.krM[thread];
       } else if (thread == kChunk) {
         small.dMu_end[0] = small.dots[8] + small.dots[9] + small.dots[10] + small.dots[11];
         small.da[kChunk - 1] += small.dots[0] + small.dots[1] + small.dots[2] + small.dots[3];
@@ -735,8 +733,7 @@ __global__ void __launch_bounds__(256)
   const int64_t channel = at % K;
   float2 sum{0.0F, 0.0F};
   for (int i = 0; i < group; ++i) {
-    const float2 x =
-        *reinterpret_cast<const float2*>(partial + (row * group + i) * K + channel);
+    const float2 x = *reinterpret_cast<const float2*>(partial + (row * group + i) * K + channel);
     sum.x += x.x;
     sum.y += x.y;
   }

@@ -81,10 +81,10 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
 
   float S[kRegisters];
   float M[kRegisters];
-  const int64_t state_offset =
-      ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + 64 * v_box + 16 * warp + lane / 4) *
-          kK +
-      half * Sp::kWarpgroupK + 2 * (lane % 4);
+  const int64_t state_offset = ((static_cast<int64_t>(sequence) * args.HV + head) * args.V +
+                                64 * v_box + 16 * warp + lane / 4) *
+                                   kK +
+                               half * Sp::kWarpgroupK + 2 * (lane % 4);
   load_state(S, args.initial_S == nullptr ? nullptr : args.initial_S + state_offset, kK);
   load_state(M, args.initial_M == nullptr ? nullptr : args.initial_M + state_offset, kK);
 

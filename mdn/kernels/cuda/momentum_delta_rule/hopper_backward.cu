@@ -1,0 +1,216 @@
+// The Hopper backward pass: which problems it takes, its workspace, its launches.
+//
+// Chunk states and their gradients dominate the workspace (8 K V bytes a chunk and value head), so
+// value heads are taken in groups whose tiles stay within four times the bytes of q, k, v and o;
+// groups run one after the other in the same memory.
+#include <cuda_runtime_api.h>
+
+#include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_chain.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_gradients.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_states.cuh"
+#include "mdn/kernels/cuda/ptx/tensor_map.h"
+
+namespace mdn::kernels::cuda {
+namespace {
+
+using backward_pass::Arguments;
+
+constexpr size_t kSmallestLimit = size_t{64} << 20;  // small problems are never cut
+
+size_t round_up(size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
+
+int64_t tokens(const MomentumDeltaRuleProblem& problem) {
+  return problem.B * problem.T;
+}
+
+/// Where things lie in the workspace, in bytes from its start.
+struct Plan {
+  int64_t entries;
+  int heads;     // value heads of a group
+  size_t table;  // chunk table
+  size_t state;  // bytes of one of S, M, dS, dM of a group
+  size_t S, M, dS, dM, R;
+  size_t partial;  // bytes of the fp32 sums of dq, and of dk; 0 without shared heads
+  size_t d_q, d_k;
+  size_t bytes;
+};
+
+Plan make_plan(const MomentumDeltaRuleProblem& problem) {
+  Plan plan{};
+  plan.entries = max_chunks(problem, kChunk);
+  const auto K = static_cast<size_t>(problem.K);
+  const auto V = static_cast<size_t>(problem.V);
+  const auto HV = static_cast<size_t>(problem.HV);
+  const auto H = static_cast<size_t>(problem.H);
+  const auto chunks = static_cast<size_t>(plan.entries);
+  const size_t head_bytes = chunks * (4 * K * V + kChunk * V) * 2;
+  const size_t tensors = static_cast<size_t>(tokens(problem)) * (H * K + HV * V) * 2 * 2;
+  const size_t limit = 4 * tensors > kSmallestLimit ? 4 * tensors : kSmallestLimit;
+  size_t heads = limit / head_bytes;
+  heads = heads < 1 ? 1 : heads > HV ? HV : heads;
+  plan.heads = static_cast<int>(heads);
+  plan.state = round_up(chunks * heads * K * V * 2);
+  plan.table = 0;
+  plan.S = chunk_table_bytes(problem, kChunk);
+  plan.M = plan.S + plan.state;
+  plan.dS = plan.M + plan.state;
+  plan.dM = plan.dS + plan.state;
+  plan.R = plan.dM + plan.state;
+  plan.partial = HV == H ? 0 : round_up(static_cast<size_t>(tokens(problem)) * HV * K * 4);
+  plan.d_q = plan.R + round_up(chunks * heads * kChunk * V * 2);
+  plan.d_k = plan.d_q + plan.partial;
+  plan.bytes = plan.d_k + plan.partial;
+  return plan;
+}
+
+template <class Kernel>
+void launch(Kernel kernel, const char* name, int64_t blocks, int threads, int shared_bytes,
+            const Arguments& args, cudaStream_t stream) {
+  MDN_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  void* arguments[] = {const_cast<Arguments*>(&args)};
+  const cudaError_t status = cudaLaunchKernel(
+      reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+      dim3(static_cast<unsigned>(threads)), arguments, static_cast<size_t>(shared_bytes), stream);
+  if (status != cudaSuccess) {
+    throw_cuda_error(status, name, __FILE__, __LINE__);
+  }
+}
+
+template <class E, int kK, int kBoxesV>
+void launch_recurrences(const Arguments& args, cudaStream_t stream) {
+  using namespace backward_pass;
+  using S = Split<kK, kBoxesV>;
+  const int64_t blocks = int64_t{args.sequences} * args.heads * (args.V / (64 * kBoxesV));
+  static_assert(StatesShared<kK, kBoxesV>::kBytes <= 232448);
+  static_assert(ChainShared<kK, kBoxesV>::kBytes <= 232448);
+  launch(states_kernel<E, kK, kBoxesV>, "launch of states_kernel", blocks, S::kThreads,
+         StatesShared<kK, kBoxesV>::kBytes, args, stream);
+  launch(chain_kernel<E, kK, kBoxesV>, "launch of chain_kernel", blocks, S::kThreads,
+         ChainShared<kK, kBoxesV>::kBytes, args, stream);
+}
+
+template <class E>
+void launch_group(const Arguments& args, int multiprocessors, cudaStream_t stream) {
+  using namespace backward_pass;
+  if (args.K == 256) {
+    launch_recurrences<E, 256, 1>(args, stream);
+  } else if (args.K == 128 && args.V == 64) {
+    launch_recurrences<E, 128, 1>(args, stream);
+  } else if (args.K == 128) {
+    launch_recurrences<E, 128, 2>(args, stream);
+  } else if (args.V == 64) {
+    launch_recurrences<E, 64, 1>(args, stream);
+  } else {
+    launch_recurrences<E, 64, 2>(args, stream);
+  }
+  const int64_t items = args.entries * args.heads;
+  const int64_t blocks = items < multiprocessors ? items : multiprocessors;
+  launch(args.partial ? gradients_kernel<E, float> : gradients_kernel<E, E>,
+         "launch of gradients_kernel", blocks, kGradientThreads, kGradientsBytes, args, stream);
+}
+
+template <class E>
+void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const Plan& plan,
+         Arguments args, cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  const auto HV = static_cast<int>(problem.HV);
+  for (int head = 0; head < HV; head += plan.heads) {
+    args.head = head;
+    args.heads = HV - head < plan.heads ? HV - head : plan.heads;
+    launch_group<E>(args, device.multiprocessors, stream);
+  }
+  if (args.partial) {
+    const int64_t elements = tokens(problem) * problem.H * problem.K;
+    const auto blocks = static_cast<unsigned>((elements / 2 + 255) / 256);
+    const auto K = static_cast<int>(problem.K);
+    backward_pass::sum_heads_kernel<E><<<blocks, 256, 0, stream>>>(
+        static_cast<const float*>(args.d_q), static_cast<E*>(call.d_q), elements, K, args.group);
+    MDN_CUDA_CHECK_LAUNCH("sum_heads_kernel");
+    backward_pass::sum_heads_kernel<E><<<blocks, 256, 0, stream>>>(
+        static_cast<const float*>(args.d_k), static_cast<E*>(call.d_k), elements, K, args.group);
+    MDN_CUDA_CHECK_LAUNCH("sum_heads_kernel");
+  }
+}
+
+}  // namespace
+
+bool hopper_supports_backward(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device) {
+  const bool dtype = problem.dtype == DType::kBFloat16 || problem.dtype == DType::kFloat16;
+  const bool K = problem.K == 64 || problem.K == 128 || problem.K == 256;
+  const bool V = problem.V == 64 || problem.V == 128 || problem.V == 256 || problem.V == 512;
+  constexpr int64_t kLargest = (int64_t{1} << 31) - kChunk;  // coordinates and grids are 32-bit
+  return device.major == 9 && device.minor == 0 && device.shared_memory >= 232448 && dtype && K &&
+         V && tokens(problem) < kLargest && problem.N * problem.HV * (problem.V / 64) < kLargest;
+}
+
+size_t hopper_backward_workspace(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
+  return make_plan(problem).bytes;
+}
+
+void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& device,
+                     cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  const Plan plan = make_plan(problem);
+  auto* workspace = static_cast<uint8_t*>(call.workspace);
+  const ChunkTable table = make_chunk_table(problem, kChunk, workspace + plan.table, stream);
+
+  Arguments args{};
+  const int64_t count = tokens(problem);
+  const MomentumDeltaRuleInputs& in = call.inputs;
+  args.q = ptx::make_tensor_map(problem.dtype, in.q, count, problem.H, problem.K);
+  args.k = ptx::make_tensor_map(problem.dtype, in.k, count, problem.H, problem.K);
+  args.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
+  args.d_o = ptx::make_tensor_map(problem.dtype, call.d_o, count, problem.HV, problem.V);
+  args.d_v = ptx::make_tensor_map(problem.dtype, call.d_v, count, problem.HV, problem.V);
+  args.chunks = table.chunks;
+  args.begin = table.begin;
+  args.entries = table.max_chunks;
+  args.records = static_cast<const uint8_t*>(call.saved);
+  args.S = workspace + plan.S;
+  args.M = workspace + plan.M;
+  args.dS = workspace + plan.dS;
+  args.dM = workspace + plan.dM;
+  args.R = workspace + plan.R;
+  args.alpha = static_cast<const float*>(in.alpha);
+  args.mu = static_cast<const float*>(in.mu);
+  args.eta = static_cast<const float*>(in.eta);
+  args.beta = static_cast<const float*>(in.beta);
+  args.pi = static_cast<const float*>(in.pi);
+  args.initial_S = static_cast<const float*>(in.initial_S);
+  args.initial_M = static_cast<const float*>(in.initial_M);
+  args.d_final_S = static_cast<const float*>(call.d_final_S);
+  args.d_final_M = static_cast<const float*>(call.d_final_M);
+  args.q_rows = in.q;
+  args.k_rows = in.k;
+  args.d_v_rows = call.d_v;
+  args.partial = problem.HV != problem.H;
+  args.d_q = args.partial ? workspace + plan.d_q : call.d_q;
+  args.d_k = args.partial ? workspace + plan.d_k : call.d_k;
+  args.d_alpha = static_cast<float*>(call.d_alpha);
+  args.d_mu = static_cast<float*>(call.d_mu);
+  args.d_eta = static_cast<float*>(call.d_eta);
+  args.d_beta = static_cast<float*>(call.d_beta);
+  args.d_pi = static_cast<float*>(call.d_pi);
+  args.d_initial_S = static_cast<float*>(call.d_initial_S);
+  args.d_initial_M = static_cast<float*>(call.d_initial_M);
+  args.scale = static_cast<float>(problem.scale);
+  args.sequences = static_cast<int>(problem.N);
+  args.K = static_cast<int>(problem.K);
+  args.V = static_cast<int>(problem.V);
+  args.HV = static_cast<int>(problem.HV);
+  args.group = static_cast<int>(problem.HV / problem.H);
+  args.l2norm = problem.l2norm;
+  if (problem.dtype == DType::kBFloat16) {
+    run<__nv_bfloat16>(call, device, plan, args, stream);
+  } else {
+    run<__half>(call, device, plan, args, stream);
+  }
+}
+
+}  // namespace mdn::kernels::cuda
