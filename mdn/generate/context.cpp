@@ -1,0 +1,209 @@
+#include "mdn/generate/context.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
+#include "mdn/core/error.h"
+
+namespace mdn::generate {
+namespace {
+
+using model::DecoderState;
+
+// Sets every field of a layer to body(that field of all the layers `in`). Undefined fields (parts
+// that the layer does not have) stay undefined.
+template <typename Body>
+void map_fields(const std::vector<const DecoderState::Layer*>& in, DecoderState::Layer& out,
+                const Body& body) {
+  const auto apply = [&]<typename State>(at::Tensor State::*field) {
+    std::vector<at::Tensor> tensors;
+    for (const DecoderState::Layer* layer : in) {
+      tensors.push_back(std::get<State>(*layer).*field);
+    }
+    if (tensors.front().defined()) {
+      std::get<State>(out).*field = body(tensors);
+    }
+  };
+  using Momentum = layers::MomentumDeltaNetState;
+  using Attention = layers::AttentionState;
+  if (std::holds_alternative<Momentum>(*in.front())) {
+    for (auto field :
+         {&Momentum::S, &Momentum::M, &Momentum::conv_q, &Momentum::conv_k, &Momentum::conv_v}) {
+      apply(field);
+    }
+  } else {
+    apply(&Attention::k);
+    apply(&Attention::v);
+  }
+}
+
+// A state made field by field from others of the same model.
+template <typename Body>
+DecoderState map(std::span<const DecoderState* const> states, const Body& body) {
+  DecoderState out = *states.front();
+  for (size_t i = 0; i < out.layers.size(); ++i) {
+    std::vector<const DecoderState::Layer*> in;
+    for (const DecoderState* state : states) {
+      in.push_back(&state->layers[i]);
+    }
+    map_fields(in, out.layers[i], body);
+  }
+  return out;
+}
+
+at::Tensor ids_tensor(std::span<const int64_t> ids, c10::Device device) {
+  at::Tensor out = at::empty({1, static_cast<int64_t>(ids.size())}, at::kLong);
+  std::copy(ids.begin(), ids.end(), out.mutable_data_ptr<int64_t>());
+  return out.to(device);
+}
+
+void check_id(int64_t id, const model::Config& config, const std::string& where) {
+  MDN_CHECK(id >= 0 && id < config.vocab_size,
+            "{}: token id {} is not in the model's vocabulary of {} (0 to {})", where, id,
+            config.vocab_size, config.vocab_size - 1);
+}
+
+const at::Tensor& first_weight(const model::Decoder& decoder) {
+  return decoder.parameters().entries().front().value;
+}
+
+c10::Device device_of(const model::Decoder& decoder) {
+  return first_weight(decoder).device();
+}
+
+// A number that tells models apart: FNV-1a over every parameter's name and a few of its elements.
+int64_t fingerprint(const model::Decoder& decoder) {
+  constexpr int64_t kElements = 8;
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&](const void* data, size_t size) {
+    const auto* bytes = static_cast<const unsigned char*>(data);
+    for (size_t i = 0; i < size; ++i) {
+      hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    }
+  };
+  for (const model::Parameter& p : decoder.parameters().entries()) {
+    add(p.spec.name.data(), p.spec.name.size());
+    const at::Tensor flat = p.value.detach().reshape({-1});
+    const int64_t stride = std::max<int64_t>(1, flat.size(0) / kElements);
+    const at::Tensor some = flat.slice(0, 0, std::nullopt, stride).to(at::kCPU, at::kDouble);
+    add(some.contiguous().const_data_ptr(), some.nbytes());
+  }
+  return static_cast<int64_t>(hash);
+}
+
+}  // namespace
+
+Context new_context(const model::Decoder& decoder, const RandomStream& random) {
+  Context context;
+  context.state = decoder.new_state();
+  context.random = random;
+  return context;
+}
+
+Context clone(const Context& context) {
+  Context copy = context;
+  const DecoderState* source = &context.state;
+  copy.state = map({&source, 1}, [](const auto& t) { return t.front().clone(); });
+  return copy;
+}
+
+DecoderState join(std::span<const DecoderState* const> states) {
+  MDN_CHECK(!states.empty(), "there is no state to join");
+  return map(states, [](const auto& t) { return at::cat(t, 0); });
+}
+
+DecoderState rows_of(const DecoderState& state, std::span<const int64_t> rows) {
+  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(rows.data(), rows.size()), at::kLong);
+  const DecoderState* source = &state;
+  return map({&source, 1}, [&](const auto& t) {
+    return t.front().index_select(0, index.to(t.front().device()));
+  });
+}
+
+void read(const model::Decoder& decoder, Context& context, std::span<const int64_t> ids) {
+  if (ids.empty()) {
+    return;
+  }
+  for (int64_t id : ids) {
+    check_id(id, decoder.config(), "prompt");
+  }
+  const at::NoGradGuard no_grad;
+  std::vector<int64_t> unread;
+  if (!context.empty()) {
+    unread.push_back(context.pending);
+  }
+  unread.insert(unread.end(), ids.begin(), ids.end() - 1);
+  const std::span<const int64_t> all(unread);
+  for (size_t from = 0; from < all.size(); from += kReadTokens) {
+    const auto part = all.subspan(from, std::min<size_t>(kReadTokens, all.size() - from));
+    decoder.hidden(ids_tensor(part, device_of(decoder)), {}, &context.state);
+  }
+  context.pending = ids.back();
+  for (int64_t id : ids) {
+    context.seen.add(id);
+  }
+}
+
+namespace {
+
+// Names of what a state file carries beside the decoder's state.
+constexpr const char* kModel = "context.model";      // [1] int64: fingerprint of the weights
+constexpr const char* kPending = "context.pending";  // [1] int64
+constexpr const char* kSeen = "context.seen";        // [tokens] int32
+constexpr const char* kRandom = "context.random";    // [3] int64: seed, stream, drawn
+
+}  // namespace
+
+void save_context(const std::filesystem::path& path, const Context& context,
+                  const model::Decoder& decoder) {
+  MDN_CHECK(!context.empty(), "{}: nothing to save: no token was read yet", path.string());
+  const std::vector<int32_t>& seen = context.seen.ids();
+  at::Tensor ids = at::empty({static_cast<int64_t>(seen.size())}, at::kInt);
+  std::copy(seen.begin(), seen.end(), ids.mutable_data_ptr<int32_t>());
+  const std::vector<int64_t> random = {static_cast<int64_t>(context.random.seed),
+                                       static_cast<int64_t>(context.random.stream),
+                                       static_cast<int64_t>(context.random.drawn)};
+  const std::vector<int64_t> pending = {context.pending};
+  model::save_state(path, context.state, decoder.config(),
+                    {{kModel, at::tensor(std::vector<int64_t>{fingerprint(decoder)}, at::kLong)},
+                     {kPending, at::tensor(pending, at::kLong)},
+                     {kSeen, ids},
+                     {kRandom, at::tensor(random, at::kLong)}});
+}
+
+Context load_context(const std::filesystem::path& path, const model::Decoder& decoder) {
+  model::ExtraTensors extra;
+  Context context;
+  context.state = model::load_state(path, decoder.config(), device_of(decoder), &extra);
+  const auto take = [&](const char* name, at::ScalarType type, int64_t size) {
+    const auto found = extra.find(name);
+    MDN_CHECK(found != extra.end(), "{}: a state without '{}': not written by mdn generate",
+              path.string(), name);
+    MDN_CHECK(found->second.scalar_type() == type && found->second.dim() == 1 &&
+                  (size < 0 || found->second.size(0) == size),
+              "{}: '{}' has another type or shape than mdn generate writes", path.string(), name);
+    return found->second;
+  };
+  const std::string where = path.string();
+  MDN_CHECK(take(kModel, at::kLong, 1).const_data_ptr<int64_t>()[0] == fingerprint(decoder),
+            "{}: the state of a model with other weights (or in another --dtype); it can only be "
+            "continued by the model that made it",
+            where);
+  context.pending = take(kPending, at::kLong, 1).const_data_ptr<int64_t>()[0];
+  check_id(context.pending, decoder.config(), where);
+  const at::Tensor seen = take(kSeen, at::kInt, -1);
+  for (int64_t i = 0; i < seen.numel(); ++i) {
+    const int64_t id = seen.const_data_ptr<int32_t>()[i];
+    check_id(id, decoder.config(), where);
+    context.seen.add(id);
+  }
+  const at::Tensor random = take(kRandom, at::kLong, 3);
+  const int64_t* r = random.const_data_ptr<int64_t>();
+  context.random = {static_cast<uint64_t>(r[0]), static_cast<uint64_t>(r[1]),
+                    static_cast<uint64_t>(r[2])};
+  return context;
+}
+
+}  // namespace mdn::generate

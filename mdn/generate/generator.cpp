@@ -1,0 +1,277 @@
+#include "mdn/generate/generator.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <chrono>
+#include <list>
+
+#include "mdn/core/error.h"
+
+namespace mdn::generate {
+namespace {
+
+// Adds the time of its scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() {
+    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+void check_request(const Request& request, size_t index, const model::Config& config) {
+  check(request.sampler);
+  MDN_CHECK(request.max_tokens >= 0, "max tokens is {}; it must be 0 or more", request.max_tokens);
+  MDN_CHECK(!request.prompt.empty() || (request.start && !request.start->empty()),
+            "prompt {} is empty and there is no state to continue; give at least one token "
+            "(for example the model's bos token, or a newline)",
+            index + 1);
+  for (int64_t id : request.prompt) {
+    MDN_CHECK(id >= 0 && id < config.vocab_size,
+              "prompt {}: token id {} is not in the model's vocabulary of {} (0 to {})", index + 1,
+              id, config.vocab_size, config.vocab_size - 1);
+  }
+}
+
+}  // namespace
+
+const char* name_of(Finish finish) {
+  switch (finish) {
+    case Finish::kLength:
+      return "length";
+    case Finish::kEndToken:
+      return "end-token";
+    case Finish::kStopped:
+      return "stop";
+    case Finish::kInterrupted:
+      return "interrupted";
+  }
+  return "?";
+}
+
+// A request on its way. While it is in a group its state is a row of the group's.
+struct Generator::Sequence {
+  size_t index;
+  const Request* request;
+  Context context;
+  Sampler sampler;
+  std::vector<int64_t> tokens;
+  std::optional<Finish> finish;
+};
+
+// Sequences whose states are one batch. Attention layers need one position for all rows; the
+// momentum layers know no position, so without attention there is one group.
+struct Generator::Group {
+  model::DecoderState state;
+  std::vector<Sequence> rows;
+};
+
+// One call of Generator::run.
+class Generator::Run {
+ public:
+  Run(Generator& generator, const std::vector<Request>& requests, const OnToken& on_token,
+      const std::atomic<bool>* interrupt)
+      : generator_(generator),
+        requests_(requests),
+        on_token_(on_token),
+        interrupt_(interrupt),
+        passages_(requests.size()) {
+    for (model::MixerKind kind : generator.decoder_.config().layers) {
+      any_attention_ |= kind == model::MixerKind::kAttention;
+    }
+  }
+
+  std::vector<Passage> operator()() {
+    size_t next = 0;
+    int64_t active = 0;
+    while (active > 0 || next < requests_.size()) {
+      while (next < requests_.size() && active < generator_.options_.batch) {
+        admit(next++);
+        active = count();
+      }
+      for (auto group = groups_.begin(); group != groups_.end();) {
+        advance(*group);
+        group = group->rows.empty() ? groups_.erase(group) : std::next(group);
+      }
+      active = count();
+    }
+    return std::move(passages_);
+  }
+
+ private:
+  bool interrupted() const { return interrupt_ && interrupt_->load(std::memory_order_relaxed); }
+
+  int64_t count() const {
+    size_t rows = 0;
+    for (const Group& group : groups_) {
+      rows += group.rows.size();
+    }
+    return static_cast<int64_t>(rows);
+  }
+
+  // Reads a prompt and makes the first token, alone; then the sequence joins its group.
+  void admit(size_t index) {
+    const Request& request = requests_[index];
+    Sequence sequence{
+        .index = index,
+        .request = &request,
+        .context = request.start ? clone(*request.start) : new_context(generator_.decoder_),
+        .sampler = Sampler(request.sampler),
+        .tokens = {},
+        .finish = std::nullopt};
+    if (request.random) {
+      sequence.context.random = *request.random;
+    }
+    if (interrupted()) {
+      sequence.finish = Finish::kInterrupted;
+    } else {
+      const int64_t before = sequence.context.state.position;
+      {
+        const Stopwatch stopwatch(generator_.timing_.prefill_seconds);
+        read(generator_.decoder_, sequence.context, request.prompt);
+      }
+      generator_.timing_.prefill_tokens += sequence.context.state.position - before;
+      if (request.max_tokens == 0) {
+        sequence.finish = Finish::kLength;
+      }
+    }
+    if (!sequence.finish) {
+      Group alone;
+      alone.state = std::move(sequence.context.state);
+      alone.rows.push_back(std::move(sequence));
+      advance(alone);
+      if (!alone.rows.empty()) {
+        join_group(std::move(alone));
+      }
+    } else {
+      leave(std::move(sequence));
+    }
+  }
+
+  void join_group(Group alone) {
+    for (Group& group : groups_) {
+      if (!any_attention_ || group.state.position == alone.state.position) {
+        const model::DecoderState* states[] = {&group.state, &alone.state};
+        group.state = join(states);
+        group.rows.push_back(std::move(alone.rows.front()));
+        return;
+      }
+    }
+    groups_.push_back(std::move(alone));
+  }
+
+  // One token for every row; rows that are done leave.
+  void advance(Group& group) {
+    if (interrupted()) {
+      for (Sequence& row : group.rows) {
+        row.finish = Finish::kInterrupted;
+      }
+    } else {
+      const Stopwatch stopwatch(generator_.timing_.decode_seconds);
+      std::vector<int64_t> ids;
+      for (const Sequence& row : group.rows) {
+        ids.push_back(row.context.pending);
+      }
+      const at::Tensor logits = generator_.step(ids, group.state);
+      const auto vocab = static_cast<size_t>(logits.size(1));
+      const float* data = logits.const_data_ptr<float>();
+      for (size_t r = 0; r < group.rows.size(); ++r) {
+        Sequence& row = group.rows[r];
+        row.context.state.position += 1;  // its own; the group's counts for the whole batch
+        const int64_t id =
+            row.sampler.next({data + r * vocab, vocab}, row.context.seen, row.context.random);
+        accept(row, id);
+      }
+      generator_.timing_.decode_tokens += static_cast<int64_t>(group.rows.size());
+    }
+    remove_finished(group);
+  }
+
+  void accept(Sequence& row, int64_t id) {
+    row.context.pending = id;
+    row.context.seen.add(id);
+    const auto& ends = row.request->end_tokens;
+    if (std::find(ends.begin(), ends.end(), id) != ends.end()) {
+      row.finish = Finish::kEndToken;
+      return;
+    }
+    row.tokens.push_back(id);
+    if (on_token_ && !on_token_(row.index, id)) {
+      row.finish = Finish::kStopped;
+    } else if (static_cast<int64_t>(row.tokens.size()) >= row.request->max_tokens) {
+      row.finish = Finish::kLength;
+    }
+  }
+
+  void remove_finished(Group& group) {
+    std::vector<int64_t> stay;
+    std::vector<Sequence> rows;
+    for (size_t r = 0; r < group.rows.size(); ++r) {
+      Sequence& row = group.rows[r];
+      if (!row.finish) {
+        stay.push_back(static_cast<int64_t>(r));
+        rows.push_back(std::move(row));
+        continue;
+      }
+      if (generator_.options_.keep_contexts) {
+        const int64_t position = row.context.state.position;
+        const int64_t index = static_cast<int64_t>(r);
+        row.context.state = rows_of(group.state, {&index, 1});
+        row.context.state.position = position;
+      }
+      leave(std::move(row));
+    }
+    if (!stay.empty() && stay.size() < group.rows.size()) {
+      group.state = rows_of(group.state, stay);
+    }
+    group.rows = std::move(rows);
+  }
+
+  void leave(Sequence sequence) {
+    Passage& passage = passages_[sequence.index];
+    passage.tokens = std::move(sequence.tokens);
+    passage.finish = *sequence.finish;
+    if (generator_.options_.keep_contexts) {
+      passage.context = std::move(sequence.context);
+    }
+  }
+
+  Generator& generator_;
+  const std::vector<Request>& requests_;
+  const OnToken& on_token_;
+  const std::atomic<bool>* interrupt_;
+  bool any_attention_ = false;
+  std::vector<Passage> passages_;
+  std::list<Group> groups_;
+};
+
+Generator::Generator(const model::Decoder& decoder, GeneratorOptions options)
+    : decoder_(decoder), options_(options) {
+  MDN_CHECK(options_.batch >= 1, "batch is {}; it must be at least 1", options_.batch);
+}
+
+// Reads one token a row; the logits that follow, [B, vocab] float32 on the CPU.
+at::Tensor Generator::step(const std::vector<int64_t>& ids, model::DecoderState& state) {
+  at::Tensor input = at::empty({static_cast<int64_t>(ids.size()), 1}, at::kLong);
+  std::copy(ids.begin(), ids.end(), input.mutable_data_ptr<int64_t>());
+  input = input.to(decoder_.parameters().entries().front().value.device());
+  const at::Tensor logits = decoder_.logits(decoder_.hidden(input, {}, &state).squeeze(1));
+  return logits.to(at::kCPU, at::kFloat).contiguous();
+}
+
+std::vector<Passage> Generator::run(const std::vector<Request>& requests, const OnToken& on_token,
+                                    const std::atomic<bool>* interrupt) {
+  for (size_t i = 0; i < requests.size(); ++i) {
+    check_request(requests[i], i, decoder_.config());
+  }
+  const c10::InferenceMode inference;
+  return Run(*this, requests, on_token, interrupt)();
+}
+
+}  // namespace mdn::generate
