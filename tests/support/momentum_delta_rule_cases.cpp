@@ -160,9 +160,9 @@ double round_to(double x, DType dtype) {
     case DType::kBFloat16:
       return static_cast<float>(BFloat16(static_cast<float>(x)));
     case DType::kFloat16:
-      break;
+      return static_cast<float>(Float16(static_cast<float>(x)));
   }
-  MDN_THROW("no rounding to {} here", name_of(dtype));
+  return x;
 }
 
 DType gate_type(DType dtype) {
@@ -219,31 +219,12 @@ class Buffer {
   }
   Buffer(const std::vector<double>& values, DType dtype)
       : Buffer(values.size() * size_of(dtype), dtype) {
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (dtype == DType::kFloat64) {
-        reinterpret_cast<double*>(data_)[i] = values[i];
-      } else if (dtype == DType::kFloat32) {
-        reinterpret_cast<float*>(data_)[i] = static_cast<float>(values[i]);
-      } else {
-        reinterpret_cast<BFloat16*>(data_)[i] = BFloat16(static_cast<float>(values[i]));
-      }
-    }
+    const std::vector<unsigned char> bytes = encode(values, dtype);
+    std::memcpy(data_, bytes.data(), bytes.size());
   }
   /// Null when empty: an input that is not given, an output of no elements.
   void* get() { return bytes_ > 0 ? data_ : nullptr; }
-  std::vector<double> values() const {
-    std::vector<double> values(bytes_ / size_of(dtype_));
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (dtype_ == DType::kFloat64) {
-        values[i] = reinterpret_cast<const double*>(data_)[i];
-      } else if (dtype_ == DType::kFloat32) {
-        values[i] = static_cast<double>(reinterpret_cast<const float*>(data_)[i]);
-      } else {
-        values[i] = static_cast<float>(reinterpret_cast<const BFloat16*>(data_)[i]);
-      }
-    }
-    return values;
-  }
+  std::vector<double> values() const { return decode(data_, bytes_ / size_of(dtype_), dtype_); }
   void check_guard(const char* name) const {
     for (size_t i = 0; i < kGuard; ++i) {
       MDN_CHECK(data_[bytes_ + i] == kGuardByte, "{}: byte {} past its end was written", name, i);
@@ -467,6 +448,56 @@ std::vector<std::pair<std::string, std::vector<double>*>> MomentumDeltaRuleData:
       {"eta", &eta}, {"beta", &beta}, {"pi", &pi}, {"S", &S},         {"M", &M}};
   std::erase_if(all, [](const auto& entry) { return entry.second->empty(); });
   return all;
+}
+
+std::vector<unsigned char> encode(const std::vector<double>& values, DType dtype) {
+  std::vector<unsigned char> bytes(values.size() * size_of(dtype));
+  const auto put = [&](size_t i, auto value) {
+    std::memcpy(bytes.data() + i * sizeof(value), &value, sizeof(value));
+  };
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto single = static_cast<float>(values[i]);
+    switch (dtype) {
+      case DType::kFloat64:
+        put(i, values[i]);
+        break;
+      case DType::kFloat32:
+        put(i, single);
+        break;
+      case DType::kFloat16:
+        put(i, Float16(single));
+        break;
+      case DType::kBFloat16:
+        put(i, BFloat16(single));
+        break;
+    }
+  }
+  return bytes;
+}
+
+std::vector<double> decode(const void* memory, size_t count, DType dtype) {
+  std::vector<double> values(count);
+  const auto read = [&](size_t i, auto like) {
+    std::memcpy(&like, static_cast<const unsigned char*>(memory) + i * sizeof(like), sizeof(like));
+    return like;
+  };
+  for (size_t i = 0; i < count; ++i) {
+    switch (dtype) {
+      case DType::kFloat64:
+        values[i] = read(i, double{});
+        break;
+      case DType::kFloat32:
+        values[i] = static_cast<double>(read(i, float{}));
+        break;
+      case DType::kFloat16:
+        values[i] = static_cast<float>(read(i, Float16{}));
+        break;
+      case DType::kBFloat16:
+        values[i] = static_cast<float>(read(i, BFloat16{}));
+        break;
+    }
+  }
+  return values;
 }
 
 const std::vector<double>& at(const Results& results, const std::string& name) {

@@ -79,6 +79,10 @@ struct MomentumDeltaRuleData {
 using Results = std::vector<Values>;
 const std::vector<double>& at(const Results& results, const std::string& name);
 
+/// Numbers as they lie in memory, and back.
+std::vector<unsigned char> encode(const std::vector<double>& values, DType dtype);
+std::vector<double> decode(const void* memory, size_t count, DType dtype);
+
 /// Runs a backend on host memory of `dtype`: outputs, workspaces and what is saved start as NaN,
 /// and a guard behind each must survive. Another backend's runner copies to its device and back.
 using Runner = std::function<Results(const MomentumDeltaRuleData&, DType)>;
