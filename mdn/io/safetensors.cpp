@@ -177,8 +177,11 @@ std::vector<TensorView> parse_safetensors(std::span<const std::byte> bytes, cons
   for (const auto& [key, value] : header.items()) {
     if (key != kMetadataKey) {
       tensors.push_back(parse_entry(key, value, name, data));
-    } else if (metadata != nullptr) {
-      *metadata = parse_metadata(value, name);
+      continue;
+    }
+    Metadata given = parse_metadata(value, name);  // checked even when it is not wanted
+    if (metadata != nullptr) {
+      *metadata = std::move(given);
     }
   }
   // Empty tensors come before the tensor that begins where they stand.
