@@ -6,23 +6,10 @@
 
 namespace mdn::kernels::cuda {
 
-bool hopper_supports_forward(const MomentumDeltaRuleProblem&, const DeviceFacts&) {
-  return false;
-}
-size_t hopper_forward_workspace(const MomentumDeltaRuleProblem&, const DeviceFacts&) {
-  return 0;
-}
-void hopper_forward(const MomentumDeltaRuleForward&, const DeviceFacts&, cudaStream_t) {
-  MDN_THROW("momentum_delta_rule: there is no Hopper forward pass in this build");
-}
-
 bool hopper_supports_backward(const MomentumDeltaRuleProblem&, const DeviceFacts&) {
   return false;
 }
 size_t hopper_backward_workspace(const MomentumDeltaRuleProblem&, const DeviceFacts&) {
-  return 0;
-}
-size_t hopper_saved(const MomentumDeltaRuleProblem&, const DeviceFacts&) {
   return 0;
 }
 void hopper_backward(const MomentumDeltaRuleBackward&, const DeviceFacts&, cudaStream_t) {

@@ -18,6 +18,16 @@ __device__ __forceinline__ void fragment(uint32_t (&a)[4], const float (&d)[kReg
   }
 }
 
+/// The same, converted anew (ptx::pack_again).
+template <class T, int kRegisters>
+__device__ __forceinline__ void fragment_again(uint32_t (&a)[4], const float (&d)[kRegisters],
+                                               int slice) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a[i] = ptx::pack_again<T>(d[8 * slice + 2 * i], d[8 * slice + 2 * i + 1]);
+  }
+}
+
 /// The token-dependent factors of this thread's columns: column 8 j + 2 (lane % 4) + h of a vector
 /// of 64 floats in shared memory. `vector` is already offset by 2 * (lane % 4).
 __device__ __forceinline__ float2 column_pair(const float* vector, int j) {
@@ -32,6 +42,21 @@ __device__ __forceinline__ void scaled_fragments(uint32_t (&a)[4][4], const floa
     const float2 factor = column_pair(vector, j);
     a[j / 2][j % 2 * 2] = ptx::pack_half(d[4 * j] * factor.x, d[4 * j + 1] * factor.y);
     a[j / 2][j % 2 * 2 + 1] = ptx::pack_half(d[4 * j + 2] * factor.x, d[4 * j + 3] * factor.y);
+  }
+}
+
+/// The same of a matrix that is already in fp16 fragments: out = fp16(sign * d * vector[column]).
+__device__ __forceinline__ void scaled_fragments(uint32_t (&out)[4][4], const uint32_t (&d)[4][4],
+                                                 const float* vector, float sign) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float2 factor = column_pair(vector, j);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = ptx::unpack<__half>(d[j / 2][j % 2 * 2 + i]);
+      out[j / 2][j % 2 * 2 + i] =
+          ptx::pack_half(sign * factor.x * pair.x, sign * factor.y * pair.y);
+    }
   }
 }
 

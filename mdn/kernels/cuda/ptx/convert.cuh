@@ -23,6 +23,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return word;
 }
 
+/// The values of pack<T> by another instruction. The assembler keeps the result of two equal
+/// conversions in a register from the first to the second; where that costs more registers than
+/// there are, the second use converts anew by this one.
+template <class T>
+__device__ __forceinline__ uint32_t pack_again(float low, float high);
+
 /// As T (__half or __nv_bfloat16).
 template <class T>
 __device__ __forceinline__ uint32_t pack(float low, float high) {
@@ -42,6 +48,25 @@ __device__ __forceinline__ float2 unpack(uint32_t word) {
     static_assert(std::is_same_v<T, __nv_bfloat16>);
     return {__uint_as_float(word << 16), __uint_as_float(word & 0xFFFF0000u)};
   }
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack_again<__nv_bfloat16>(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack_again<__half>(float low, float high) {
+  uint32_t word;
+  asm("{\n.reg .b32 x;\n"
+      "cvt.rn.f16x2.f32 x, %1, %2;\n"
+      "min.f16x2 x, x, %3;\n"
+      "max.f16x2 %0, x, %4;\n}\n"
+      : "=r"(word)
+      : "f"(high), "f"(low), "r"(0x7BFF7BFFu), "r"(0xFBFFFBFFu));
+  return word;
 }
 
 }  // namespace mdn::kernels::cuda::ptx

@@ -1,0 +1,97 @@
+// The host side of the Hopper forward pass: what it supports, its memory, its two launches.
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <fmt/format.h>
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/ptx/tensor_map.h"
+
+namespace mdn::kernels::cuda {
+namespace {
+
+constexpr int kTileChannels = 64;         // of V, one warpgroup (K = 256: two)
+constexpr double kSmallestFill = 0.7;     // of the multiprocessors, for two tiles a block
+constexpr int kSharedMemory = 227 << 10;  // what a block of the recurrence may take
+
+int64_t tokens(const MomentumDeltaRuleProblem& problem) {
+  return problem.B * problem.T;
+}
+
+}  // namespace
+
+HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& problem,
+                                          const DeviceFacts& device) {
+  HopperForwardConfig config;
+  const int64_t tiles = problem.N * problem.HV * (problem.V / kTileChannels);
+  if (problem.K <= 128 && problem.V % (2 * kTileChannels) == 0 &&
+      static_cast<double>(tiles / 2) >= kSmallestFill * device.multiprocessors) {
+    config.value_tiles = 2;
+  }
+  config.prepare_blocks = max_chunks(problem, kChunk) * problem.H;
+  config.recurrence_blocks = tiles / config.value_tiles;
+  return config;
+}
+
+std::string describe(const HopperForwardConfig& config) {
+  return fmt::format("value tiles {} of {}, prepare {} blocks, recurrence {} blocks",
+                     config.value_tiles, kTileChannels, config.prepare_blocks,
+                     config.recurrence_blocks);
+}
+
+size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem) {
+  return static_cast<size_t>(max_chunks(problem, kChunk) * problem.HV) * kRecordBytes;
+}
+
+bool hopper_supports_forward(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device) {
+  const bool dtype = problem.dtype == DType::kBFloat16 || problem.dtype == DType::kFloat16;
+  const bool K = problem.K == 64 || problem.K == 128 || problem.K == 256;
+  const bool V = problem.V == 64 || problem.V == 128 || problem.V == 256 || problem.V == 512;
+  constexpr int64_t kLargest = (int64_t{1} << 31) - kChunk;  // coordinates and grids are 32-bit
+  return device.major == 9 && device.minor == 0 && device.shared_memory >= kSharedMemory && dtype &&
+         K && V && tokens(problem) < kLargest &&
+         max_chunks(problem, kChunk) * problem.H < kLargest &&
+         problem.N * problem.HV * (problem.V / kTileChannels) < kLargest;
+}
+
+size_t hopper_forward_workspace(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
+  return chunk_table_bytes(problem, kChunk) + hopper_record_bytes(problem);
+}
+
+size_t hopper_saved(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
+  return hopper_record_bytes(problem);
+}
+
+HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& call,
+                                                cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  const MomentumDeltaRuleInputs& in = call.inputs;
+  const int64_t count = tokens(problem);
+  HopperForwardArguments arguments;
+  arguments.q = ptx::make_tensor_map(problem.dtype, in.q, count, problem.H, problem.K);
+  arguments.k = ptx::make_tensor_map(problem.dtype, in.k, count, problem.H, problem.K);
+  arguments.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
+  arguments.o = ptx::make_tensor_map(problem.dtype, call.o, count, problem.HV, problem.V);
+  arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream);
+  arguments.records = call.saved != nullptr
+                          ? static_cast<char*>(call.saved)
+                          : static_cast<char*>(call.workspace) + chunk_table_bytes(problem, kChunk);
+  return arguments;
+}
+
+void hopper_forward(const MomentumDeltaRuleForward& call, const DeviceFacts& device,
+                    cudaStream_t stream) {
+  const HopperForwardConfig config = choose_hopper_forward(call.problem, device);
+  const HopperForwardArguments arguments = hopper_forward_arguments(call, stream);
+  if (call.problem.dtype == DType::kFloat16) {
+    launch_hopper_prepare<__half>(call, config, arguments, stream);
+    launch_hopper_recurrence<__half>(call, config, arguments, stream);
+  } else {
+    launch_hopper_prepare<__nv_bfloat16>(call, config, arguments, stream);
+    launch_hopper_recurrence<__nv_bfloat16>(call, config, arguments, stream);
+  }
+}
+
+}  // namespace mdn::kernels::cuda

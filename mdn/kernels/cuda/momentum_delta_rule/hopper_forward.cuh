@@ -1,0 +1,75 @@
+// Launches of the two kernels of the Hopper forward pass, for one element type.
+#pragma once
+
+#include "mdn/kernels/cuda/launch.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_recurrence.cuh"
+
+namespace mdn::kernels::cuda {
+
+template <class T>
+void launch_hopper_prepare(const MomentumDeltaRuleForward& call, const HopperForwardConfig& config,
+                           const HopperForwardArguments& arguments, cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  const MomentumDeltaRuleInputs& in = call.inputs;
+  const hopper::PrepareParams params{arguments.table.chunks,
+                                     static_cast<const float*>(in.alpha),
+                                     static_cast<const float*>(in.mu),
+                                     static_cast<const float*>(in.eta),
+                                     static_cast<const float*>(in.beta),
+                                     static_cast<const float*>(in.pi),
+                                     arguments.records,
+                                     static_cast<int>(problem.H),
+                                     static_cast<int>(problem.HV / problem.H),
+                                     static_cast<float>(problem.scale),
+                                     problem.l2norm};
+  const auto run = [&]<int K>() {
+    launch("launch of prepare", hopper::prepare<T, K>, config.prepare_blocks,
+           hopper::kPrepareThreads, sizeof(hopper::PrepareShared<K>), stream, arguments.q,
+           arguments.k, params);
+  };
+  switch (problem.K) {
+    case 64:
+      return run.template operator()<64>();
+    case 128:
+      return run.template operator()<128>();
+    default:
+      return run.template operator()<256>();
+  }
+}
+
+template <class T>
+void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
+                              const HopperForwardConfig& config,
+                              const HopperForwardArguments& arguments, cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  const hopper::RecurrenceParams params{arguments.table.chunks,
+                                        arguments.table.begin,
+                                        arguments.records,
+                                        static_cast<const float*>(call.inputs.initial_S),
+                                        static_cast<const float*>(call.inputs.initial_M),
+                                        static_cast<float*>(call.final_S),
+                                        static_cast<float*>(call.final_M),
+                                        call.o,
+                                        static_cast<int>(problem.HV),
+                                        static_cast<int>(problem.HV / problem.H),
+                                        static_cast<int>(problem.V)};
+  const auto run = [&]<int K, int kTiles>() {
+    using Traits = hopper::RecurrenceTraits<T, K, kTiles>;
+    launch("launch of recurrence", hopper::recurrence<Traits>, config.recurrence_blocks,
+           Traits::kThreads, sizeof(hopper::RecurrenceShared<Traits>), stream, arguments.q,
+           arguments.k, arguments.v, arguments.o, params);
+  };
+  const bool two = config.value_tiles == 2;
+  switch (problem.K) {
+    case 64:
+      return two ? run.template operator()<64, 2>() : run.template operator()<64, 1>();
+    case 128:
+      return two ? run.template operator()<128, 2>() : run.template operator()<128, 1>();
+    default:
+      return run.template operator()<256, 1>();
+  }
+}
+
+}  // namespace mdn::kernels::cuda

@@ -1,0 +1,43 @@
+// Between the host side of the Hopper forward pass and its kernels, which are compiled one element
+// type a file.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/config.h"
+#include "mdn/kernels/momentum_delta_rule.h"
+
+namespace mdn::kernels::cuda {
+
+/// Device pointers and tensor maps of one call.
+struct HopperForwardArguments {
+  CUtensorMap q;
+  CUtensorMap k;
+  CUtensorMap v;
+  CUtensorMap o;
+  ChunkTable table;
+  char* records = nullptr;  // hopper_saved.h
+};
+
+/// Bytes of the records of a call: everything the backward pass wants saved.
+size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem);
+
+/// The two kernels, for T = __nv_bfloat16 or __half.
+template <class T>
+void launch_hopper_prepare(const MomentumDeltaRuleForward& call, const HopperForwardConfig& config,
+                           const HopperForwardArguments& arguments, cudaStream_t stream);
+template <class T>
+void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
+                              const HopperForwardConfig& config,
+                              const HopperForwardArguments& arguments, cudaStream_t stream);
+
+/// Fills `arguments` for a call, queueing the chunk table.
+HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& call,
+                                                cudaStream_t stream);
+
+}  // namespace mdn::kernels::cuda
