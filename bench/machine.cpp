@@ -11,6 +11,23 @@
 
 #include "bench/sgemm-inl.h"
 
+HWY_BEFORE_NAMESPACE();
+namespace mdn::bench {
+namespace HWY_NAMESPACE {
+
+/// Copies `count` floats, a multiple of 64, between cache lines, without reading the target.
+void copy_streaming(const float* from, float* to, int64_t count) {
+  const hwy::HWY_NAMESPACE::CappedTag<float, 16> d;
+  const auto lanes = static_cast<int64_t>(hwy::HWY_NAMESPACE::Lanes(d));
+  for (int64_t i = 0; i < count; i += lanes) {
+    hwy::HWY_NAMESPACE::Stream(hwy::HWY_NAMESPACE::Load(d, from + i), d, to + i);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mdn::bench
+HWY_AFTER_NAMESPACE();
+
 #if HWY_ONCE
 #include <fmt/format.h>
 
@@ -80,21 +97,37 @@ double measure_sgemm() {
   return 2.0 * n * n * n / time.best;
 }
 
+HWY_EXPORT(copy_streaming);
+
 double measure_copy() {
-  constexpr size_t kBytes = size_t{256} << 20;
-  const auto from = std::make_unique<char[]>(kBytes);
-  const auto to = std::make_unique<char[]>(kBytes);
-  std::memset(from.get(), 1, kBytes);
-  std::memset(to.get(), 2, kBytes);
+  constexpr int64_t kFloats = int64_t{64} << 20;
+  const auto release = [](float* memory) { std::free(memory); };
+  const auto allocate = [&] {
+    return std::unique_ptr<float, decltype(release)>(
+        static_cast<float*>(std::aligned_alloc(64, kFloats * sizeof(float))), release);
+  };
+  const auto from = allocate();
+  const auto to = allocate();
+  std::fill_n(from.get(), kFloats, 1.0f);
+  std::fill_n(to.get(), kFloats, 2.0f);
   const int64_t tasks = num_threads();
-  const Timing time = time_calls([&] {
-    parallel_for(tasks, [&](int64_t task, int) {
-      const size_t begin = kBytes * task / tasks;
-      const size_t end = kBytes * (task + 1) / tasks;
-      std::memcpy(to.get() + begin, from.get() + begin, end - begin);
-    });
+  const auto time = [&](const auto& copy) {
+    return time_calls([&] {
+             parallel_for(tasks, [&](int64_t task, int) {
+               const int64_t begin = kFloats / 64 * task / tasks * 64;
+               const int64_t end = kFloats / 64 * (task + 1) / tasks * 64;
+               copy(from.get() + begin, to.get() + begin, end - begin);
+             });
+           })
+        .best;
+  };
+  const double plain = time([](const float* source, float* target, int64_t count) {
+    std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
   });
-  return 2.0 * kBytes / time.best;
+  const double streaming = time([](const float* source, float* target, int64_t count) {
+    HWY_DYNAMIC_DISPATCH(copy_streaming)(source, target, count);
+  });
+  return 2.0 * sizeof(float) * kFloats / std::min(plain, streaming);
 }
 
 }  // namespace mdn::bench

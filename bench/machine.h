@@ -23,7 +23,8 @@ std::string describe_cpu();
 /// call).
 double measure_sgemm();
 
-/// Bytes read and written a second of a copy far beyond the caches, on all threads (best call).
+/// Bytes read and written a second of a copy far beyond the caches, on all threads: the best call
+/// of memcpy and of stores that go past the caches, whichever is faster.
 double measure_copy();
 
 }  // namespace mdn::bench
