@@ -25,7 +25,7 @@ struct DocumentOptions {
   /// JSONL: the key of each line's object whose string is the document. Other keys are ignored.
   std::string field = "text";
   /// Text: what stands between documents, and is no part of them. Empty: the file is one document.
-  std::string separator;
+  std::string separator = {};
   /// A document is held in memory while it is tokenised.
   int64_t largest_document = int64_t{4} << 30;  // bytes
 };
