@@ -48,7 +48,9 @@ DatasetWriter::DatasetWriter(const fs::path& folder, const Options& options) : o
     check_only_ours(folder_);
   }
   partial_ = folder_.parent_path() / fmt::format(".{}.partial", folder_.filename().string());
-  fs::create_directories(folder_.parent_path());
+  if (folder_.has_parent_path()) {
+    fs::create_directories(folder_.parent_path());
+  }
   if (fs::exists(partial_)) {
     check_only_ours(partial_);
     fs::remove_all(partial_);
