@@ -73,7 +73,8 @@ c10::Device device_of(const model::Decoder& decoder) {
   return first_weight(decoder).device();
 }
 
-// A number that tells models apart: FNV-1a over every parameter's name and a few of its elements.
+// A number that tells models apart: FNV-1a over every parameter's name, dtype and a few of its
+// elements.
 int64_t fingerprint(const model::Decoder& decoder) {
   constexpr int64_t kElements = 8;
   uint64_t hash = 0xcbf29ce484222325u;
@@ -85,6 +86,8 @@ int64_t fingerprint(const model::Decoder& decoder) {
   };
   for (const model::Parameter& p : decoder.parameters().entries()) {
     add(p.spec.name.data(), p.spec.name.size());
+    const auto type = static_cast<int>(p.value.scalar_type());
+    add(&type, sizeof(type));
     const at::Tensor flat = p.value.detach().reshape({-1});
     const int64_t stride = std::max<int64_t>(1, flat.size(0) / kElements);
     const at::Tensor some = flat.slice(0, 0, std::nullopt, stride).to(at::kCPU, at::kDouble);

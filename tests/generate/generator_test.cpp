@@ -166,22 +166,17 @@ TEST(Generator, EndTokenEndsAndIsNotReported) {
   Request request = request_of(ids_of(9), 25);
   const auto all = alone(decoder, request);
   const int64_t end = all[6];
-  const auto first = std::find(all.begin(), all.end(), end) - all.begin();
-  request.end_tokens = {96, end};
+  const auto first = std::find(all.begin(), all.end(), end);
+  request.end_tokens = {1 << 20, end};
   std::vector<int64_t> seen;
-  const Passage passage = Generator(decoder)
-                              .run({request},
-                                   [&](size_t, int64_t id) {
-                                     seen.push_back(id);
-                                     return true;
-                                   })
-                              .front();
-  EXPECT_EQ(passage.finish, std::find(all.begin(), all.begin() + first, 96) == all.begin() + first
-                                ? Finish::kEndToken
-                                : passage.finish);
+  const auto on_token = [&](size_t, int64_t id) {
+    seen.push_back(id);
+    return true;
+  };
+  const Passage passage = Generator(decoder).run({request}, on_token).front();
+  EXPECT_EQ(passage.finish, Finish::kEndToken);
+  EXPECT_EQ(passage.tokens, std::vector<int64_t>(all.begin(), first));
   EXPECT_EQ(passage.tokens, seen);
-  EXPECT_LT(passage.tokens.size(), all.size());
-  EXPECT_TRUE(std::equal(seen.begin(), seen.end(), all.begin()));
 }
 
 TEST(Generator, CallerStopsOnePassageOnly) {
