@@ -2,12 +2,12 @@
 // with, the gradients of those that it ends with, R and dW; writes dq, dk and the gates' gradients.
 // No atomics: a block owns all of a chunk's sums.
 //
-// A block walks over (chunk, value head) items with three consumer warpgroups and a producer warp.
-// It takes the key channels in tiles of 64; for each tile it sums over the value channels:
+// A block walks over (chunk, value head) items with three consumer warpgroups. It takes the key
+// channels in tiles of 64; for each tile it sums over the value channels:
 //
-//     warpgroup 0 ("o")   oS = dO S0^T, oM = dO M0^T;   oR = dO R^T (first tile)
-//     warpgroup 1 ("w")   wS = dW S0^T, wM = dW M0^T;   F = dW R^T  (first tile)
-//     warpgroup 2 ("r")   rS = R dS^T,  rM = R dM^T;    P = Q K^T and K K^T, tile by tile
+//     warpgroup 0 ("o")   oS = dO S0^T, oM = dO M0^T;   oR = dO R^T (first tile), P = Q K^T
+//     warpgroup 1 ("w")   wS = dW S0^T, wM = dW M0^T;   F = dW R^T  (first tile), K K^T
+//     warpgroup 2 ("r")   rS = R dS^T,  rM = R dM^T
 //
 // q and k are the rows as given; 1/|q_t| and 1/|k_t| are factors of the masks and vectors, so that
 // all products see the raw rows and the results are the gradients of the raw rows but for the
@@ -17,7 +17,10 @@
 //     Z[t,j]  = -rk_t rk_j eta_j F[t,j] H[t,j]         (j < t)
 //     dq = a oS - b oM + dP K;   dk = dP^T Q + (Z + Z^T) K - e wS + c wM + eta rk (g rS - n rM)
 //
-// Last come the masks' gradients and the reverse recurrence over them, a thread a column.
+// The fourth warpgroup keeps everything serial away from the consumers: its first warp feeds the
+// copy engine, the other three make the masks of the next item and run the reverse recurrence over
+// the masks of the last one. While copies fill the memory system an ordinary load takes
+// microseconds, so consumers touch global memory only to write.
 #pragma once
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
@@ -25,8 +28,8 @@
 namespace mdn::kernels::cuda::backward_pass {
 
 inline constexpr int kGradientThreads = 4 * 128;
-inline constexpr int kMaskStride = 65;                // columns 0 (the initial M) .. 64
-inline constexpr int kMaskFloats = 65 * kMaskStride;  // rows 0 (the chunk's start) .. 64
+inline constexpr int kMaskThreads = 96;
+inline constexpr int kMaskThread = kGradientThreads - kMaskThreads;  // the first of them
 
 struct GradientsShared {
   static constexpr int kStages = 2;
@@ -36,37 +39,55 @@ struct GradientsShared {
   static constexpr int kDP = kQK + 2 * kBox;
   static constexpr int kZ = kDP + kBox;
   static constexpr int kVectors = kZ + kBox;
-  static constexpr int kSmall = kVectors + kVectorBytes;
+  static constexpr int kSmall = kVectors + 2 * kVectorBytes;
 };
 
 enum Gate { kAlpha, kMu, kEta, kBeta, kPi };
 
-/// The fp32 part of the block's shared memory. Rows and columns of the masks count from 0, the
-/// chunk's start; token t of the chunk (from 0) is row and column t + 1.
-struct GradientsSmall {
-  float Mu[kMaskFloats];
-  float G[kMaskFloats];
-  float dG[kMaskFloats];  // before: the exchange of dk's halves; after: products to sum
-  float dH[kMaskFloats];
-  float gates[5][kChunk];  // in the order of Gate
+/// Two lower triangles in one array. Rows and columns count from 0, the chunk's start; token t of
+/// the chunk (from 0) is row and column t + 1.
+struct TrianglePair {
+  static constexpr int kStride = 67;  // odd: no bank conflicts along rows or columns
+  float x[65 * kStride];
+  __device__ __forceinline__ float& lower(int t, int j) { return x[t * kStride + j]; }
+  __device__ __forceinline__ float& upper(int t, int j) { return x[j * kStride + t + 1]; }
+};
+
+/// What the mask warps make of an item before the consumers need it.
+struct GradientsItem {
+  TrianglePair masks;      // G below, Mu above
+  alignas(16) float gates[5][kChunk];  // in the order of Gate
   float a[kChunk + 1];     // alpha_1 ... alpha_t
-  float da[kChunk];        // direct gradient of a_t through the outputs
-  float de[kChunk];        // of e_t = pi_t a_{t-1}
-  float dMu_end[kChunk + 1];
-  float krS[kChunk];  // rk_j k_j . rS_j
+  int length;
+  int head;
+  int64_t token;
+};
+
+/// The fp32 part of the block's shared memory.
+struct GradientsSmall {
+  GradientsItem items[2];
+  // From the consumers to the mask warps:
+  TrianglePair terms;  // dG below, dH above; then the products to sum
+  float da[kChunk];    // direct gradient of a_t through the outputs
+  float de[kChunk];    // of e_t = pi_t a_{t-1}
+  float krS[kChunk];   // rk_j k_j . rS_j
   float krM[kChunk];
-  float deta[8][kChunk];   // by the warps of warpgroups 0 and 1
-  float dalpha_a[kChunk];  // the parts of dalpha and dpi that come through a
-  float dpi_a[kChunk];
-  float dots[12];  // <dS,S>, <dS,M>, <dM,M> of the warps
+  float deta[8][kChunk];     // by the warps of warpgroups 0 and 1
+  float dots[12];            // <dS,S>, <dS,M>, <dM,M> of the warps
+  float a_terms[2][kChunk];  // the parts of dalpha and dpi that come through a
+  float exchange[32 * 128];  // half of dk
   uint64_t full[GradientsShared::kStages];
   uint64_t empty[GradientsShared::kStages];
-  uint64_t qk_full, qk_empty, vectors_full, vectors_empty;
+  uint64_t vectors_full[2];
+  uint64_t vectors_empty[2];
+  uint64_t item_full[2];
+  uint64_t qk_full, qk_empty, terms_full, terms_empty;
 };
 inline constexpr int kGradientsBytes =
     GradientsShared::kSmall + static_cast<int>(sizeof(GradientsSmall)) + 1024;
 static_assert(kGradientsBytes <= 232448, "more shared memory than a block of an H100 can have");
 
+/// One thread feeds the copy engine. The chunk of the next item is read an item ahead.
 __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_t* shared,
                                                    GradientsSmall& small) {
   using L = GradientsShared;
@@ -74,21 +95,23 @@ __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_
   const int steps = args.V / 64;
   Ring<L::kStages> ring;
   Ring<1> qk;
-  Ring<1> vectors;
+  Ring<2> vectors;
   const int64_t items = args.entries * args.heads;
+  Chunk chunk = args.chunks[blockIdx.x / args.heads];
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t entry = item / args.heads;
-    const Chunk chunk = args.chunks[entry];
     if (chunk.length == 0) {
       return;
     }
+    const int64_t next = item + gridDim.x;
+    const Chunk next_chunk = args.chunks[next < items ? next / args.heads : entry];
     const int head = args.head + static_cast<int>(item % args.heads);
     const int token = static_cast<int>(chunk.token);
-    ptx::mbarrier_wait(&small.vectors_empty, vectors.phase ^ 1);
-    ptx::mbarrier_arrive_expect(&small.vectors_full, kVectorBytes);
-    ptx::bulk_load(shared + L::kVectors,
+    ptx::mbarrier_wait(&small.vectors_empty[vectors.stage], vectors.phase ^ 1);
+    ptx::mbarrier_arrive_expect(&small.vectors_full[vectors.stage], kVectorBytes);
+    ptx::bulk_load(shared + L::kVectors + vectors.stage * kVectorBytes,
                    args.records + (entry * args.HV + head) * kRecordBytes + kRecordVectors,
-                   kVectorBytes, &small.vectors_full);
+                   kVectorBytes, &small.vectors_full[vectors.stage]);
     vectors.next();
     for (int tile = 0; tile < tiles; ++tile) {
       for (int step = 0; step < steps; ++step) {
@@ -113,6 +136,7 @@ __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_
                     token);
       qk.next();
     }
+    chunk = next_chunk;
   }
 }
 
@@ -120,7 +144,7 @@ __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_
 template <class E>
 __device__ __forceinline__ float box_dot(const uint8_t* x, const uint8_t* y, int thread) {
   float sum = 0.0F;
-#pragma unroll
+#pragma unroll 1  // registers are scarce here
   for (int i = 0; i < 4; ++i) {
     const uint4 u = *reinterpret_cast<const uint4*>(x + (i * 128 + thread) * 16);
     const uint4 w = *reinterpret_cast<const uint4*>(y + (i * 128 + thread) * 16);
@@ -212,67 +236,247 @@ __device__ __forceinline__ void subtract_norm(Out* out, int64_t row_stride, cons
   }
 }
 
-/// Mu, G of column j, rows 0 .. 64 (zeros above the diagonal); thread 65: the products a.
+/// Where an item's rows of dq (or dk), and of q (or k), are.
+template <class E, class Out>
+struct GradientRows {
+  int64_t raw_stride;
+  int64_t out_stride;
+  Out* out;
+  const E* raw;
+  __device__ __forceinline__ GradientRows(const Arguments& args, const GradientsItem& item,
+                                          bool query) {
+    const int head = item.head / args.group;
+    raw_stride = static_cast<int64_t>(args.HV / args.group) * args.K;
+    out_stride = args.partial ? static_cast<int64_t>(args.HV) * args.K : raw_stride;
+    out = static_cast<Out*>(query ? args.d_q : args.d_k) + item.token * out_stride +
+          static_cast<int64_t>(args.partial ? item.head : head) * args.K;
+    raw = static_cast<const E*>(query ? args.q_rows : args.k_rows) + item.token * raw_stride +
+          static_cast<int64_t>(head) * args.K;
+  }
+};
+
+/// Mu and G of column j: the response to write j (0: to the initial M).
 ///     Mu[t,j] = mu_t Mu[t-1,j];   G[t,j] = alpha_t G[t-1,j] + beta_t Mu[t,j]
-/// but H in G's place where pi acts: G[t,j] = H[t,j] + beta_t Mu[t,j] has H = alpha_t G[t-1,j]; the
-/// prediction's mask pi_t G[t-1,j] is made where it is needed.
-__device__ __forceinline__ void make_masks(GradientsSmall& small, int j) {
+/// The prediction's mask H[t,j] = pi_t G[t-1,j] is made where it is needed. Thread 65: the products
+/// of alpha.
+__device__ __forceinline__ void make_masks(GradientsItem& item, int j) {
   if (j == kChunk + 1) {
     float a = 1.0F;
-    small.a[0] = a;
-#pragma unroll 8
-    for (int t = 1; t <= kChunk; ++t) {
-      a *= small.gates[kAlpha][t - 1];
-      small.a[t] = a;
+    item.a[0] = a;
+    for (int t = 0; t < kChunk; t += 4) {
+      const float4 alpha = *reinterpret_cast<const float4*>(&item.gates[kAlpha][t]);
+      item.a[t + 1] = a *= alpha.x;
+      item.a[t + 2] = a *= alpha.y;
+      item.a[t + 3] = a *= alpha.z;
+      item.a[t + 4] = a *= alpha.w;
     }
   } else if (j <= kChunk) {
     float Mu = j == 0 ? 1.0F : 0.0F;
     float G = 0.0F;
-    small.Mu[j] = Mu;
-    small.G[j] = G;
-#pragma unroll 8
-    for (int t = 1; t <= kChunk; ++t) {
-      Mu = t == j ? 1.0F : small.gates[kMu][t - 1] * Mu;
-      G = small.gates[kAlpha][t - 1] * G + small.gates[kBeta][t - 1] * Mu;
-      small.Mu[t * kMaskStride + j] = Mu;
-      small.G[t * kMaskStride + j] = G;
+    if (j == 0) {
+      item.masks.lower(0, 0) = G;
+      item.masks.upper(0, 0) = Mu;
+    }
+#pragma unroll 1
+    for (int t = 0; t < kChunk; t += 4) {
+      const float4 alpha4 = *reinterpret_cast<const float4*>(&item.gates[kAlpha][t]);
+      const float4 mu4 = *reinterpret_cast<const float4*>(&item.gates[kMu][t]);
+      const float4 beta4 = *reinterpret_cast<const float4*>(&item.gates[kBeta][t]);
+      const float alpha[4] = {alpha4.x, alpha4.y, alpha4.z, alpha4.w};
+      const float mu[4] = {mu4.x, mu4.y, mu4.z, mu4.w};
+      const float beta[4] = {beta4.x, beta4.y, beta4.z, beta4.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = t + i + 1;
+        Mu = row == j ? 1.0F : mu[i] * Mu;
+        G = alpha[i] * G + beta[i] * Mu;
+        if (row >= j) {
+          item.masks.lower(row, j) = G;
+          item.masks.upper(row, j) = Mu;
+        }
+      }
     }
   }
 }
 
-/// The reverse recurrence of one column, and for thread 65 that of a. Leaves in the place of dG,
-/// dH, Mu, G the terms of dalpha, dpi, dbeta, dmu, to be summed over each row.
-__device__ __forceinline__ void masks_backward(GradientsSmall& small, int j) {
+/// The reverse recurrence over column j, and for thread 65 over a. Leaves in the place of dG, dH,
+/// Mu, G the terms of dalpha, dpi, dbeta, dmu, to be summed over each row.
+__device__ __forceinline__ void masks_backward(GradientsSmall& small, GradientsItem& item, int j) {
+  const float* dots = small.dots;
   if (j == kChunk + 1) {
-    float carry = 0.0F;
-#pragma unroll 8
-    for (int t = kChunk; t >= 1; --t) {
-      const float da = carry + small.da[t - 1];
-      const float de = small.de[t - 1];
-      small.dalpha_a[t - 1] = da * small.a[t - 1];
-      small.dpi_a[t - 1] = de * small.a[t - 1];
-      carry = small.gates[kAlpha][t - 1] * da + small.gates[kPi][t - 1] * de;
+    float carry = dots[0] + dots[1] + dots[2] + dots[3];  // da_C += <dS,S>
+#pragma unroll 4
+    for (int t = kChunk - 1; t >= 0; --t) {
+      const float a = item.a[t];
+      const float da = carry + small.da[t];
+      const float de = small.de[t];
+      carry = item.gates[kAlpha][t] * da + item.gates[kPi][t] * de;
+      small.a_terms[0][t] = da * a;
+      small.a_terms[1][t] = de * a;
     }
   } else if (j <= kChunk) {
-    float carry_G = 0.0F;
-    float carry_Mu = small.dMu_end[j];
-    float Mu = small.Mu[kChunk * kMaskStride + j];
-#pragma unroll 8
-    for (int t = kChunk; t >= 1; --t) {
-      const int at = t * kMaskStride + j;
-      const float G_before = small.G[at - kMaskStride];
-      const float Mu_before = small.Mu[at - kMaskStride];
-      const float dG = carry_G + small.dG[at];
-      const float dMu = carry_Mu + small.gates[kBeta][t - 1] * dG;
-      const float dH = small.dH[at];
-      small.dG[at] = dG * G_before;
-      small.dH[at] = dH * G_before;
-      small.Mu[at] = dG * Mu;
-      small.G[at] = dMu * Mu_before;
-      carry_G = small.gates[kAlpha][t - 1] * dG + small.gates[kPi][t - 1] * dH;
-      carry_Mu = small.gates[kMu][t - 1] * dMu;
-      Mu = Mu_before;
+    // dG[C,j] += eta_j rk_j k_j . rS_j, dMu[C,j] -= eta_j rk_j k_j . rM_j; column 0: the states
+    float carry_G;
+    float carry_Mu;
+    if (j == 0) {
+      carry_G = -(dots[4] + dots[5] + dots[6] + dots[7]);
+      carry_Mu = dots[8] + dots[9] + dots[10] + dots[11];
+    } else {
+      const float eta = item.gates[kEta][j - 1];
+      carry_G = eta * small.krS[j - 1];
+      carry_Mu = -eta * small.krM[j - 1];
     }
+    float Mu = item.masks.upper(kChunk, j);
+    const int last = j == 0 ? 1 : j;
+#pragma unroll 1
+    for (int t = kChunk; t >= last; t -= 2) {
+      float dG[2];
+      float dH[2];
+      float G_before[2];
+      float Mu_before[2];
+      float gates[4][2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = t - i;
+        const bool in = row >= last;
+        const bool before = in && row > j;
+        dG[i] = in ? small.terms.lower(row, j) : 0.0F;
+        dH[i] = before ? small.terms.upper(row, j) : 0.0F;
+        G_before[i] = before ? item.masks.lower(row - 1, j) : 0.0F;
+        Mu_before[i] = before ? item.masks.upper(row - 1, j) : 0.0F;
+      }
+      const float2 alpha = *reinterpret_cast<const float2*>(&item.gates[kAlpha][t - 2]);
+      const float2 mu = *reinterpret_cast<const float2*>(&item.gates[kMu][t - 2]);
+      const float2 beta = *reinterpret_cast<const float2*>(&item.gates[kBeta][t - 2]);
+      const float2 pi = *reinterpret_cast<const float2*>(&item.gates[kPi][t - 2]);
+      gates[0][0] = alpha.y;
+      gates[0][1] = alpha.x;
+      gates[1][0] = mu.y;
+      gates[1][1] = mu.x;
+      gates[2][0] = beta.y;
+      gates[2][1] = beta.x;
+      gates[3][0] = pi.y;
+      gates[3][1] = pi.x;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int row = t - i;
+        const float gG = carry_G + dG[i];
+        const float gMu = carry_Mu + gates[2][i] * gG;
+        carry_G = gates[0][i] * gG + gates[3][i] * dH[i];
+        carry_Mu = gates[1][i] * gMu;
+        if (row >= last) {
+          small.terms.lower(row, j) = gG * G_before[i];
+          item.masks.upper(row, j) = gG * Mu;
+          item.masks.lower(row, j) = gMu * Mu_before[i];
+        }
+        if (row >= last && row > j) {
+          small.terms.upper(row, j) = dH[i] * G_before[i];
+        }
+        Mu = Mu_before[i];
+      }
+    }
+  }
+}
+
+/// Gates and place of an item, then its masks, into `item`.
+__device__ __forceinline__ void prepare_item(const Arguments& args, GradientsItem& item,
+                                             int64_t index, int thread) {
+  const Chunk chunk = args.chunks[index / args.heads];
+  const int head = args.head + static_cast<int>(index % args.heads);
+  if (thread == 0) {
+    item.length = chunk.length;
+    item.head = head;
+    item.token = chunk.token;
+  }
+  if (chunk.length == 0) {
+    return;
+  }
+  // Tokens past the end leave everything as it is.
+  const int64_t first = chunk.token * args.HV + head;
+#pragma unroll
+  for (int gate = 0; gate < 5; ++gate) {
+    const float* from = gate == kAlpha       ? args.alpha
+                        : gate == kMu        ? args.mu
+                        : gate == kEta       ? args.eta
+                        : gate == kBeta      ? args.beta
+                        : args.pi != nullptr ? args.pi
+                                             : args.alpha;
+    const float idle = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
+    if (thread < kChunk) {
+      item.gates[gate][thread] =
+          thread < chunk.length ? from[first + static_cast<int64_t>(thread) * args.HV] : idle;
+    }
+  }
+  ptx::named_barrier(4, kMaskThreads);
+  make_masks(item, thread);
+}
+
+/// The gates' gradients of an item, from what the consumers left.
+__device__ __forceinline__ void finish_item(const Arguments& args, GradientsSmall& small,
+                                            GradientsItem& item, int thread) {
+  const int length = item.length;
+  const int64_t at = (item.token + thread) * args.HV + item.head;
+  if (thread < length) {
+    // the masks' part comes with the consumers' sums; here the end row of G and Mu
+    float sum = item.masks.lower(kChunk, thread + 1) * small.krS[thread] -
+                item.masks.upper(kChunk, thread + 1) * small.krM[thread];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      sum += small.deta[i][thread];
+    }
+    args.d_eta[at] = sum;
+  }
+  ptx::named_barrier(4, kMaskThreads);
+  masks_backward(small, item, thread);
+  ptx::named_barrier(4, kMaskThreads);
+  if (thread < length) {
+    const int t = thread + 1;
+    float alpha = small.a_terms[0][thread];
+    float pi = small.a_terms[1][thread];
+    float mu = 0.0F;
+    float beta = 0.0F;
+#pragma unroll 4
+    for (int j = 0; j <= kChunk; ++j) {
+      if (j <= t) {
+        alpha += small.terms.lower(t, j);
+        mu += item.masks.lower(t, j);
+        beta += item.masks.upper(t, j);
+      }
+      if (j < t) {
+        pi += small.terms.upper(t, j);
+      }
+    }
+    args.d_alpha[at] = args.d_pi == nullptr ? alpha + pi : alpha;  // pi is alpha
+    args.d_mu[at] = mu;
+    args.d_beta[at] = beta;
+    if (args.d_pi != nullptr) {
+      args.d_pi[at] = pi;
+    }
+  }
+}
+
+/// The three mask warps: an item ahead of the consumers and one behind.
+__device__ __forceinline__ void gradients_masks(const Arguments& args, GradientsSmall& small) {
+  const int thread = static_cast<int>(threadIdx.x) - kMaskThread;
+  const int64_t items = args.entries * args.heads;
+  int64_t index = blockIdx.x;
+  prepare_item(args, small.items[0], index, thread);
+  ptx::mbarrier_arrive(&small.item_full[0]);
+  uint32_t phase = 0;
+  for (int buffer = 0; index < items; buffer ^= 1, phase ^= 1) {
+    const int64_t next = index + gridDim.x;
+    ptx::named_barrier(4, kMaskThreads);  // the place of the first item, then the sums of the last
+    if (small.items[buffer].length == 0) {
+      return;
+    }
+    if (next < items) {
+      prepare_item(args, small.items[buffer ^ 1], next, thread);
+      ptx::mbarrier_arrive(&small.item_full[buffer ^ 1]);
+    }
+    ptx::mbarrier_wait(&small.terms_full, phase);
+    finish_item(args, small, small.items[buffer], thread);
+    ptx::mbarrier_arrive(&small.terms_empty);
+    index = next;
   }
 }
 
@@ -305,67 +509,46 @@ template <class E, class Out, int role>
 __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_t* shared,
                                                    GradientsSmall& small) {
   using L = GradientsShared;
-  const int tiles = args.K / 64;
-  const int steps = args.V / 64;
   constexpr int kAll = 1;   // barrier of the three warpgroups
   constexpr int kKeys = 2;  // of warpgroups 1 and 2
-  const int index = static_cast<int>(threadIdx.x);
-  const int thread = index % 128;
+  const int tiles = args.K / 64;
+  const int steps = args.V / 64;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
   const int warp = thread / 32;
   const int lane = thread % 32;
   const int row = 16 * warp + lane / 4;  // and row + 8: this thread's rows of accumulators
   const int column = 2 * (lane % 4);
-  const auto* vectors = reinterpret_cast<const ChunkVectors*>(shared + L::kVectors);
   uint8_t* q_tile = shared + L::kQK;
   uint8_t* k_tile = q_tile + kBox;
+  const uint8_t* mine = role == 0 ? q_tile : k_tile;
   const uint32_t q_box = ptx::shared_address(q_tile);
   const uint32_t k_box = q_box + kBox;
   const uint32_t dp_box = ptx::shared_address(shared + L::kDP);
   const uint32_t z_box = dp_box + kBox;
-  float* exchange = small.dG;
 
   Ring<L::kStages> ring;
+  Ring<2> buffers;
   uint32_t qk_phase = 0;
-  uint32_t vectors_phase = 0;
+  uint32_t terms_phase = 1;
   const int64_t items = args.entries * args.heads;
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t entry = item / args.heads;
-    const Chunk chunk = args.chunks[entry];
-    const int length = chunk.length;
+  for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
+    GradientsItem& item = small.items[buffers.stage];
+    const auto* vectors =
+        reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + buffers.stage * kVectorBytes);
+    ptx::mbarrier_wait(&small.item_full[buffers.stage], buffers.phase);
+    const int length = item.length;
     if (length == 0) {
       return;
     }
-    const int head = args.head + static_cast<int>(item % args.heads);
-
-    // Gates, then masks. Tokens past the end leave everything as it is.
-    if (index < 5 * kChunk) {
-      const int gate = index / kChunk;
-      const int t = index % kChunk;
-      const float* from = gate == kAlpha       ? args.alpha
-                          : gate == kMu        ? args.mu
-                          : gate == kEta       ? args.eta
-                          : gate == kBeta      ? args.beta
-                          : args.pi != nullptr ? args.pi
-                                               : args.alpha;
-      const float idle = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
-      small.gates[gate][t] = t < length ? from[(chunk.token + t) * args.HV + head] : idle;
-    }
-    ptx::named_barrier(kAll, 384);
-    make_masks(small, index);
 
     float A[32];   // against S or dS
     float B[32];   // against M or dM
-    float X[32];   // oR, F or P
-    float KK[32];  // K K^T
+    float X[32];   // oR or F
+    float PK[32];  // P or K K^T
     float dots_S[2] = {0.0F, 0.0F};
     float dots_M[2] = {0.0F, 0.0F};
     float norm_dots[2] = {0.0F, 0.0F};
     float state_dot = 0.0F;
-    const int64_t qk_stride = int64_t{args.HV / args.group} * args.K;
-    const int64_t out_stride = args.partial ? int64_t{args.HV} * args.K : qk_stride;
-    const int out_head = args.partial ? head : head / args.group;
-    Out* out = static_cast<Out*>(role == 0 ? args.d_q : args.d_k) + chunk.token * out_stride +
-               static_cast<int64_t>(out_head) * args.K + column;
 
     // The sums over the value channels of one tile of key channels.
     const auto sum_values = [&]<bool kFirst>() {
@@ -400,53 +583,60 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 
       ptx::mbarrier_wait(&small.qk_full, qk_phase);
       qk_phase ^= 1;
-      if (role == 2) {  // P += Q K^T, K K^T
-        ptx::wgmma_touch(X);
-        ptx::wgmma_touch(KK);
+      if constexpr (role < 2) {  // P += Q K^T or K K^T
+        ptx::wgmma_touch(PK);
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint64_t b = ptx::descriptor_k(k_box + 32 * i);
-          ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(X, ptx::descriptor_k(q_box + 32 * i), b,
-                                                           tile > 0 || i > 0);
-          ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(KK, b, b, tile > 0 || i > 0);
+          ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(
+              PK, ptx::descriptor_k((role == 0 ? q_box : k_box) + 32 * i),
+              ptx::descriptor_k(k_box + 32 * i), tile > 0 || i > 0);
         }
         ptx::wgmma_commit();
       }
-      const uint8_t* mine = role == 0 ? q_tile : k_tile;
       row_dots<E>(dots_S, A, mine, warp, lane);
       row_dots<E>(dots_M, B, mine, warp, lane);
-      if (role == 2) {
+      if constexpr (role < 2) {
         ptx::wgmma_wait<0>();
-        ptx::wgmma_touch(X);
-        ptx::wgmma_touch(KK);
+        ptx::wgmma_touch(PK);
       }
 
       if (tile == 0) {
-        ptx::mbarrier_wait(&small.vectors_full, vectors_phase);
-        vectors_phase ^= 1;
-        ptx::named_barrier(kAll, 384);  // the masks are there
-        if (role < 2) {                 // dP or Z
-          float y[32];
-          const float* scales = role == 0 ? vectors->rq : vectors->rk;
+        ptx::mbarrier_wait(&small.vectors_full[buffers.stage], buffers.phase);
+        ptx::named_barrier(kAll, 384);  // the last item's dP and Z have been read
+        if constexpr (role < 2) {       // dP or Z
+          const uint32_t row_address = (role == 0 ? dp_box : z_box) + (16 * warp + lane % 16) * 128;
+          float row_scale[2];
+          const float* mask[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int t = row + 8 * i;
-            const float row_scale = (role == 0 ? args.scale : -small.gates[kPi][t]) * scales[t];
-            const float* mask = &small.G[(role == 0 ? t + 1 : t) * kMaskStride + 1];
+            row_scale[i] = t >= length ? 0.0F
+                           : role == 0 ? args.scale * vectors->rq[t]
+                                       : -item.gates[kPi][t] * vectors->rk[t];
+            mask[i] = &item.masks.lower(role == 0 ? t + 1 : t, 1);
+          }
 #pragma unroll
-            for (int j = 0; j < 8; ++j) {
+          for (int j = 0; j < 8; j += 2) {
+            uint32_t words[4];
 #pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                const int s = 8 * j + column + h;
-                const bool in = t < length && (role == 0 ? s <= t : s < t);
-                y[4 * j + 2 * i + h] = in ? row_scale * vectors->rk[s] * small.gates[kEta][s] *
-                                                X[4 * j + 2 * i + h] * mask[s]
-                                          : 0.0F;
+            for (int h = 0; h < 2; ++h) {
+              const int s = 8 * (j + h) + column;
+              const float2 rk = parts::column_pair(vectors->rk + column, j + h);
+              const float2 eta = parts::column_pair(item.gates[kEta] + column, j + h);
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                const int end = row + 8 * i + (role == 0 ? 1 : 0);  // columns below it are in
+                const int at = 4 * (j + h) + 2 * i;
+                const float x = s < end ? row_scale[i] * rk.x * eta.x * X[at] * mask[i][s] : 0.0F;
+                const float y =
+                    s + 1 < end ? row_scale[i] * rk.y * eta.y * X[at + 1] * mask[i][s + 1] : 0.0F;
+                words[2 * h + i] = ptx::pack<E>(x, y);
               }
             }
+            ptx::stmatrix(row_address + ((j + lane / 16) ^ (lane % 8)) * 16, words[0], words[1],
+                          words[2], words[3]);
           }
-          store_box<E>(role == 0 ? dp_box : z_box, warp, lane, y, 0);
           ptx::fence_async_shared();
         }
         ptx::named_barrier(kAll, 384);
@@ -458,16 +648,16 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         const int t = row + 8 * i;
         float f;
         float h;
-        if (role == 0) {
+        if constexpr (role == 0) {
           f = vectors->a[t];
           h = -vectors->b[t];
-        } else if (role == 1) {
+        } else if constexpr (role == 1) {
           f = -vectors->e[t];
           h = vectors->c[t];
         } else {
-          const float write = small.gates[kEta][t] * vectors->rk[t];
-          f = write * small.G[kChunk * kMaskStride + t + 1];
-          h = -write * small.Mu[kChunk * kMaskStride + t + 1];
+          const float write = item.gates[kEta][t] * vectors->rk[t];
+          f = write * item.masks.lower(kChunk, t + 1);
+          h = -write * item.masks.upper(kChunk, t + 1);
         }
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
@@ -480,10 +670,10 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       ptx::wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (role == 0) {  // dP K
+        if constexpr (role == 0) {  // dP K
           ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kMN>(
               A, ptx::descriptor_k(dp_box + 32 * i), ptx::descriptor_mn(k_box + 2048 * i, kBox));
-        } else if (role == 1) {  // (Z + Z^T) K
+        } else if constexpr (role == 1) {  // (Z + Z^T) K
           const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
           ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kMN>(A, ptx::descriptor_k(z_box + 32 * i),
                                                             b);
@@ -498,26 +688,27 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       ptx::wgmma_commit();
       ptx::wgmma_wait<0>();
       ptx::wgmma_touch(A);
-      if (role == 1) {
+      if constexpr (role == 1) {
+        ptx::named_barrier(kKeys, 256);  // the last tile's half has been read
 #pragma unroll
         for (int i = 0; i < 32; ++i) {
-          exchange[i * 128 + thread] = A[i];
+          small.exchange[i * 128 + thread] = A[i];
         }
         ptx::named_barrier(kKeys, 256);
-        ptx::named_barrier(kKeys, 256);
       } else {
-        if (role == 2) {
+        if constexpr (role == 2) {
+          ptx::named_barrier(kKeys, 256);
           ptx::named_barrier(kKeys, 256);
 #pragma unroll
           for (int i = 0; i < 32; ++i) {
-            A[i] += exchange[i * 128 + thread];
+            A[i] += small.exchange[i * 128 + thread];
           }
-          ptx::named_barrier(kKeys, 256);
         }
         if (args.l2norm) {
           row_dots<E>(norm_dots, A, mine, warp, lane);
         }
-        store_rows<Out>(out + 64 * tile, out_stride, A, row, length);
+        const GradientRows<E, Out> rows(args, item, role == 0);
+        store_rows<Out>(rows.out + column + 64 * tile, rows.out_stride, A, row, length);
       }
       __syncwarp();
       if (lane == 0) {
@@ -525,65 +716,47 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       }
     }
 
-    // Row dot products of all of K: into the direct gradients of vectors and masks.
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = row + 8 * i;
-      dots_S[i] = quad_sum(dots_S[i]);
-      dots_M[i] = quad_sum(dots_M[i]);
-      norm_dots[i] = quad_sum(norm_dots[i]);
-      if (lane % 4 == 0) {
-        const bool in = t < length;
-        if (role == 0) {
-          const float f = args.scale * vectors->rq[t];
-          small.da[t] = in ? f * dots_S[i] : 0.0F;
-          dots_M[i] = in ? -f * dots_M[i] : 0.0F;  // db
-        } else if (role == 1) {
-          const float f = vectors->rk[t];
-          small.de[t] = in ? -f * dots_S[i] : 0.0F;
-          dots_M[i] = in ? f * dots_M[i] : 0.0F;  // dc
-        } else {
-          const float f = vectors->rk[t];
-          small.krS[t] = in ? f * dots_S[i] : 0.0F;
-          small.krM[t] = in ? f * dots_M[i] : 0.0F;
-        }
-      }
-    }
-    if (args.l2norm && role != 1) {
+    if (role != 1 && args.l2norm) {
       const float* scales = role == 0 ? vectors->rq : vectors->rk;
       const float inverse[2] = {scales[row], scales[row + 8]};
-      const E* raw = static_cast<const E*>(role == 0 ? args.q_rows : args.k_rows) +
-                     chunk.token * qk_stride + static_cast<int64_t>(head / args.group) * args.K +
-                     column;
-      subtract_norm<E, Out>(out, out_stride, raw, qk_stride, tiles, norm_dots, inverse, row,
-                            length);
+      norm_dots[0] = quad_sum(norm_dots[0]);
+      norm_dots[1] = quad_sum(norm_dots[1]);
+      const GradientRows<E, Out> rows(args, item, role == 0);
+      subtract_norm<E, Out>(rows.out + column, rows.out_stride, rows.raw + column, rows.raw_stride,
+                            tiles, norm_dots, inverse, row, length);
     }
     for (int offset = 16; offset > 0; offset /= 2) {
       state_dot += __shfl_xor_sync(0xFFFFFFFFU, state_dot, offset);
     }
+
+    // To the mask warps: row dot products of all of K, then dG = Y o P and dH = E o K K^T.
+    ptx::mbarrier_wait(&small.terms_empty, terms_phase);
+    terms_phase ^= 1;
     if (lane == 0) {
       small.dots[4 * role + warp] = state_dot;
     }
-    ptx::named_barrier(kAll, 384);  // the last exchange has been read
-
-    // P and K K^T to the places of dG and dH, then dG = Y o P and dH = E o K K^T there.
-    if (role == 2) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int at = (row + 8 * i + 1) * kMaskStride + 8 * j + column + h + 1;
-            small.dG[at] = X[4 * j + 2 * i + h];
-            small.dH[at] = KK[4 * j + 2 * i + h];
-          }
+    for (int i = 0; i < 2; ++i) {
+      const int t = row + 8 * i;
+      const float S = quad_sum(dots_S[i]);
+      const float M = quad_sum(dots_M[i]);
+      if (lane % 4 == 0) {
+        const float f = t >= length ? 0.0F
+                        : role == 0 ? args.scale * vectors->rq[t]
+                                    : vectors->rk[t];
+        if constexpr (role == 0) {
+          small.da[t] = t < length ? f * S : 0.0F;
+          small.terms.lower(t + 1, 0) = t < length ? -f * M : 0.0F;  // db
+        } else if constexpr (role == 1) {
+          small.de[t] = t < length ? -f * S : 0.0F;
+          small.terms.upper(t + 1, 0) = t < length ? f * M : 0.0F;  // dc
+        } else {
+          small.krS[t] = t < length ? f * S : 0.0F;
+          small.krM[t] = t < length ? f * M : 0.0F;
         }
       }
     }
-    ptx::named_barrier(kAll, 384);
-    if (role < 2) {
-      float* into = role == 0 ? small.dG : small.dH;
+    if constexpr (role < 2) {
       float sums[16];
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
@@ -592,28 +765,31 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int t = row + 8 * i;
-        const float row_scale = role == 0 ? args.scale * vectors->rq[t] : -vectors->rk[t];
-        const float mask_scale = role == 0 ? 1.0F : small.gates[kPi][t];
-        const float* mask = &small.G[(role == 0 ? t + 1 : t) * kMaskStride + 1];
-        const bool last = role == 0 && t == kChunk - 1;
+        const int end = t + (role == 0 ? 1 : 0);
+        const float row_scale = t >= length ? 0.0F
+                                : role == 0 ? args.scale * vectors->rq[t]
+                                            : -vectors->rk[t];
+        const float mask_scale = role == 0 ? 1.0F : item.gates[kPi][t];
+        const float* mask = &item.masks.lower(role == 0 ? t + 1 : t, 1);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
+          const float2 rk = parts::column_pair(vectors->rk + column, j);
+          const float2 eta = parts::column_pair(item.gates[kEta] + column, j);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             const int s = 8 * j + column + h;
-            const int at = (t + 1) * kMaskStride + s + 1;
-            const bool in = t < length && (role == 0 ? s <= t : s < t);
-            const float y =
-                in ? row_scale * vectors->rk[s] * X[4 * j + 2 * i + h] * into[at] : 0.0F;
-            sums[2 * j + h] += y * mask_scale * mask[s];
-            // dG[C,j] += eta_j rk_j k_j . rS_j
-            into[at] = small.gates[kEta][s] * (last ? y + small.krS[s] : y);
+            const int at = 4 * j + 2 * i + h;
+            if (s < end) {
+              const float y = row_scale * (h == 0 ? rk.x : rk.y) * X[at] * PK[at];
+              sums[2 * j + h] += y * mask_scale * mask[s];
+              const float z = (h == 0 ? eta.x : eta.y) * y;
+              if constexpr (role == 0) {
+                small.terms.lower(t + 1, s + 1) = z;
+              } else {
+                small.terms.upper(t + 1, s + 1) = z;
+              }
+            }
           }
-        }
-        if (lane % 4 == 0) {  // column 0: the initial M
-          into[(t + 1) * kMaskStride] =
-              last ? dots_M[i] - (small.dots[4] + small.dots[5] + small.dots[6] + small.dots[7])
-                   : dots_M[i];
         }
       }
 #pragma unroll
@@ -626,61 +802,13 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
           small.deta[4 * role + warp][8 * (i / 2) + column + i % 2] = x;
         }
       }
-    } else {
-      if (thread < kChunk) {
-        small.dMu_end[thread + 1] = -small.gates[kEta][thread] * small.krM[thread];
-      } else if (thread == kChunk) {
-        small.dMu_end[0] = small.dots[8] + small.dots[9] + small.dots[10] + small.dots[11];
-        small.da[kChunk - 1] += small.dots[0] + small.dots[1] + small.dots[2] + small.dots[3];
-      }
-    }
-    ptx::named_barrier(kAll, 384);
-    if (index < kChunk && index < length) {
-      float x = small.G[kChunk * kMaskStride + index + 1] * small.krS[index] -
-                small.Mu[kChunk * kMaskStride + index + 1] * small.krM[index];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        x += small.deta[i][index];
-      }
-      args.d_eta[(chunk.token + index) * args.HV + head] = x;
     }
     __syncwarp();
-    ptx::named_barrier(kAll, 384);  // the masks' end rows have been read
-    masks_backward(small, index);
-    if (index == 0) {
-      ptx::mbarrier_arrive(&small.vectors_empty);
+    if (lane == 0) {
+      ptx::mbarrier_arrive(&small.terms_full);
+      ptx::mbarrier_arrive(&small.vectors_empty[buffers.stage]);
     }
-    ptx::named_barrier(kAll, 384);
-    // Sums over the columns: a thread a row and gate.
-    if (index < 4 * kChunk) {
-      const int gate = index / kChunk;
-      const int t = index % kChunk;
-      const float* terms = gate == 0   ? small.dG
-                           : gate == 1 ? small.Mu
-                           : gate == 2 ? small.G
-                                       : small.dH;
-      float sum = 0.0F;
-#pragma unroll 13
-      for (int j = 0; j <= kChunk; ++j) {
-        sum += terms[(t + 1) * kMaskStride + j];
-      }
-      sum += gate == 0 ? small.dalpha_a[t] : gate == 3 ? small.dpi_a[t] : 0.0F;
-      if (gate == 3) {
-        small.dpi_a[t] = sum;
-      }
-      ptx::named_barrier(3, 256);
-      if (gate == 0 && args.d_pi == nullptr) {  // pi is alpha
-        sum += small.dpi_a[t];
-      }
-      float* to = gate == 0   ? args.d_alpha
-                  : gate == 1 ? args.d_beta
-                  : gate == 2 ? args.d_mu
-                              : args.d_pi;
-      if (t < length && to != nullptr) {
-        to[(chunk.token + t) * args.HV + head] = sum;
-      }
-    }
-    ptx::named_barrier(kAll, 384);  // shared memory is free for the next item
+    buffers.next();
   }
 }
 
@@ -695,28 +823,34 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
       ptx::mbarrier_init(&small.full[i], 1);
       ptx::mbarrier_init(&small.empty[i], 12);
     }
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&small.vectors_full[i], 1);
+      ptx::mbarrier_init(&small.vectors_empty[i], 12);
+      ptx::mbarrier_init(&small.item_full[i], kMaskThreads);
+    }
     ptx::mbarrier_init(&small.qk_full, 1);
     ptx::mbarrier_init(&small.qk_empty, 12);
-    ptx::mbarrier_init(&small.vectors_full, 1);
-    ptx::mbarrier_init(&small.vectors_empty, 1);
+    ptx::mbarrier_init(&small.terms_full, 12);
+    ptx::mbarrier_init(&small.terms_empty, kMaskThreads);
     ptx::mbarrier_init_fence();
   }
   __syncthreads();
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   if (warpgroup == 3) {
-    ptx::registers_decrease<24>();
-    if (threadIdx.x == 384) {
+    ptx::registers_decrease<32>();
+    if (threadIdx.x >= kMaskThread) {
+      gradients_masks(args, small);
+    } else if (threadIdx.x == 384) {
       gradients_producer(args, shared, small);
     }
+  } else if (warpgroup == 0) {
+    ptx::registers_increase<176>();
+    gradients_consumer<E, Out, 0>(args, shared, small);
+  } else if (warpgroup == 1) {
+    ptx::registers_increase<176>();
+    gradients_consumer<E, Out, 1>(args, shared, small);
   } else {
-    ptx::registers_increase<160>();
-    if (warpgroup == 0) {
-      gradients_consumer<E, Out, 0>(args, shared, small);
-    } else if (warpgroup == 1) {
-      gradients_consumer<E, Out, 1>(args, shared, small);
-    } else {
-      gradients_consumer<E, Out, 2>(args, shared, small);
-    }
+    gradients_consumer<E, Out, 2>(args, shared, small);
   }
 }
 
