@@ -17,7 +17,7 @@ namespace {
 // compiled code, the heap of the interpreter in KiB, and backtracking steps of one match.
 constexpr size_t kJitStackBytes = size_t{64} << 20;
 constexpr uint32_t kHeapLimitKiB = uint32_t{256} << 10;
-constexpr uint32_t kMatchLimit = 50'000'000;
+constexpr uint32_t kMatchLimit = 10'000'000;
 constexpr size_t kLongestPattern = size_t{1} << 16;
 constexpr size_t kDeepestGroup = 100;
 
