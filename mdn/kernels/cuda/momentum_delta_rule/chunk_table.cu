@@ -1,4 +1,4 @@
-#include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 
 namespace mdn::kernels::cuda {
@@ -118,13 +118,12 @@ ChunkTable make_chunk_table(const MomentumDeltaRuleProblem& problem, int chunk_l
   auto* begin = reinterpret_cast<int32_t*>(static_cast<char*>(memory) +
                                            round_up(static_cast<size_t>(entries) * sizeof(Chunk)));
   if (problem.cu_seqlens != nullptr) {
-    scan_chunks<<<1, kScanThreads, 0, stream>>>(problem.cu_seqlens, problem.N, chunk_length, begin);
-    MDN_CUDA_CHECK_LAUNCH("scan_chunks");
+    launch("launch of scan_chunks", scan_chunks, 1, kScanThreads, 0, stream, problem.cu_seqlens,
+           problem.N, chunk_length, begin);
   }
   const int64_t blocks = entries / kFillThreads + 1;  // at least one thread more than entries
-  fill_chunks<<<static_cast<unsigned>(blocks), kFillThreads, 0, stream>>>(
-      problem.cu_seqlens, problem.N, problem.T, chunk_length, entries, chunks, begin);
-  MDN_CUDA_CHECK_LAUNCH("fill_chunks");
+  launch("launch of fill_chunks", fill_chunks, blocks, kFillThreads, 0, stream, problem.cu_seqlens,
+         problem.N, problem.T, chunk_length, entries, chunks, begin);
   return {chunks, begin, entries};
 }
 

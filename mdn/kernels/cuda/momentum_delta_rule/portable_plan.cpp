@@ -9,7 +9,7 @@ namespace mdn::kernels::cuda {
 namespace {
 
 // Windows are at least as large as fits here: fewer launches, and more blocks at once.
-constexpr int64_t kWindowBytes = int64_t{256} << 20;
+constexpr int64_t kWindowBytes = int64_t{64} << 20;
 
 }  // namespace
 
