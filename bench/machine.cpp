@@ -77,29 +77,31 @@ std::string describe_cpu() {
   return fmt::format("{}, {} threads, {}", name, num_threads(), hwy::TargetName(best));
 }
 
-double measure_sgemm() {
+double measure_sgemm(double seconds) {
   constexpr int64_t n = 1024;
   std::vector<float> a(n * n, 0.5f), b(n * n, 0.25f), packed(n * n), c(n * n);
-  const Timing time = time_calls([&] {
-    for (int64_t row = 0; row < n; ++row) {
-      for (int64_t column = 0; column < n; ++column) {
-        packed[(column / 16 * n + row) * 16 + column % 16] = b[row * n + column];
-      }
-    }
-    // Each task multiplies a band of rows.
-    const int64_t tasks = num_threads() * 2;
-    parallel_for(tasks, [&](int64_t task, int) {
-      const auto sgemm = HWY_DYNAMIC_DISPATCH(kernels::cpu::sgemm_rows);
-      sgemm(n, n * task / tasks, n * (task + 1) / tasks, a.data(), packed.data(), c.data());
-    });
-  });
+  const Timing time = time_calls(
+      [&] {
+        for (int64_t row = 0; row < n; ++row) {
+          for (int64_t column = 0; column < n; ++column) {
+            packed[(column / 16 * n + row) * 16 + column % 16] = b[row * n + column];
+          }
+        }
+        // Each task multiplies a band of rows.
+        const int64_t tasks = num_threads() * 2;
+        parallel_for(tasks, [&](int64_t task, int) {
+          const auto sgemm = HWY_DYNAMIC_DISPATCH(kernels::cpu::sgemm_rows);
+          sgemm(n, n * task / tasks, n * (task + 1) / tasks, a.data(), packed.data(), c.data());
+        });
+      },
+      seconds);
   MDN_CHECK(c[0] == 128.0f && c[n * n - 1] == 128.0f, "the product is {} and should be 128", c[0]);
   return 2.0 * n * n * n / time.best;
 }
 
 HWY_EXPORT(copy_streaming);
 
-double measure_copy() {
+double measure_copy(double seconds) {
   constexpr int64_t kFloats = int64_t{64} << 20;
   const auto release = [](float* memory) { std::free(memory); };
   const auto allocate = [&] {
@@ -112,13 +114,15 @@ double measure_copy() {
   std::fill_n(to.get(), kFloats, 2.0f);
   const int64_t tasks = num_threads();
   const auto time = [&](const auto& copy) {
-    return time_calls([&] {
-             parallel_for(tasks, [&](int64_t task, int) {
-               const int64_t begin = kFloats / 64 * task / tasks * 64;
-               const int64_t end = kFloats / 64 * (task + 1) / tasks * 64;
-               copy(from.get() + begin, to.get() + begin, end - begin);
-             });
-           })
+    return time_calls(
+               [&] {
+                 parallel_for(tasks, [&](int64_t task, int) {
+                   const int64_t begin = kFloats / 64 * task / tasks * 64;
+                   const int64_t end = kFloats / 64 * (task + 1) / tasks * 64;
+                   copy(from.get() + begin, to.get() + begin, end - begin);
+                 });
+               },
+               seconds / 2)
         .best;
   };
   const double plain = time([](const float* source, float* target, int64_t count) {

@@ -21,10 +21,10 @@ std::string describe_cpu();
 
 /// FLOP/s of a 1024 x 1024 x 1024 float product by the kernels' own tiles on all threads (best
 /// call).
-double measure_sgemm();
+double measure_sgemm(double seconds = 1.0);
 
 /// Bytes read and written a second of a copy far beyond the caches, on all threads: the best call
 /// of memcpy and of stores that go past the caches, whichever is faster.
-double measure_copy();
+double measure_copy(double seconds = 1.0);
 
 }  // namespace mdn::bench
