@@ -8,9 +8,8 @@
 #include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_chain.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_gradients.cuh"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_states.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_recurrences.cuh"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
 
 namespace mdn::kernels::cuda {
@@ -89,10 +88,11 @@ void launch_recurrences(const Arguments& args, cudaStream_t stream) {
   const int64_t blocks = int64_t{args.sequences} * args.heads * (args.V / (64 * kBoxesV));
   static_assert(StatesShared<kK, kBoxesV>::kBytes <= 232448);
   static_assert(ChainShared<kK, kBoxesV>::kBytes <= 232448);
-  launch(states_kernel<E, kK, kBoxesV>, "launch of states_kernel", blocks, S::kThreads,
-         StatesShared<kK, kBoxesV>::kBytes, args, stream);
-  launch(chain_kernel<E, kK, kBoxesV>, "launch of chain_kernel", blocks, S::kThreads,
-         ChainShared<kK, kBoxesV>::kBytes, args, stream);
+  constexpr int kBytes = StatesShared<kK, kBoxesV>::kBytes > ChainShared<kK, kBoxesV>::kBytes
+                             ? StatesShared<kK, kBoxesV>::kBytes
+                             : ChainShared<kK, kBoxesV>::kBytes;
+  launch(recurrences_kernel<E, kK, kBoxesV>, "launch of recurrences_kernel", 2 * blocks,
+         S::kThreads, kBytes, args, stream);
 }
 
 template <class E>
@@ -115,6 +115,17 @@ void launch_group(const Arguments& args, int multiprocessors, cudaStream_t strea
          "launch of gradients_kernel", blocks, kGradientThreads, kGradientsBytes, args, stream);
 }
 
+template <class E, class From>
+void finish_rows(const MomentumDeltaRuleProblem& problem, const void* from, const void* raw,
+                 void* d, cudaStream_t stream) {
+  const int64_t rows = tokens(problem) * problem.H;
+  const auto blocks = static_cast<unsigned>((rows + 7) / 8);
+  backward_pass::finish_rows_kernel<E, From><<<blocks, 256, 0, stream>>>(
+      static_cast<const From*>(from), static_cast<const E*>(raw), static_cast<E*>(d), rows,
+      static_cast<int>(problem.K), static_cast<int>(problem.HV / problem.H));
+  MDN_CUDA_CHECK_LAUNCH("finish_rows_kernel");
+}
+
 template <class E>
 void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const Plan& plan,
          Arguments args, cudaStream_t stream) {
@@ -125,16 +136,14 @@ void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const
     args.heads = HV - head < plan.heads ? HV - head : plan.heads;
     launch_group<E>(args, device.multiprocessors, stream);
   }
+  const void* q = problem.l2norm ? call.inputs.q : nullptr;
+  const void* k = problem.l2norm ? call.inputs.k : nullptr;
   if (args.partial) {
-    const int64_t elements = tokens(problem) * problem.H * problem.K;
-    const auto blocks = static_cast<unsigned>((elements / 2 + 255) / 256);
-    const auto K = static_cast<int>(problem.K);
-    backward_pass::sum_heads_kernel<E><<<blocks, 256, 0, stream>>>(
-        static_cast<const float*>(args.d_q), static_cast<E*>(call.d_q), elements, K, args.group);
-    MDN_CUDA_CHECK_LAUNCH("sum_heads_kernel");
-    backward_pass::sum_heads_kernel<E><<<blocks, 256, 0, stream>>>(
-        static_cast<const float*>(args.d_k), static_cast<E*>(call.d_k), elements, K, args.group);
-    MDN_CUDA_CHECK_LAUNCH("sum_heads_kernel");
+    finish_rows<E, float>(problem, args.d_q, q, call.d_q, stream);
+    finish_rows<E, float>(problem, args.d_k, k, call.d_k, stream);
+  } else if (problem.l2norm) {
+    finish_rows<E, E>(problem, call.d_q, q, call.d_q, stream);
+    finish_rows<E, E>(problem, call.d_k, k, call.d_k, stream);
   }
 }
 
@@ -186,8 +195,6 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.initial_M = static_cast<const float*>(in.initial_M);
   args.d_final_S = static_cast<const float*>(call.d_final_S);
   args.d_final_M = static_cast<const float*>(call.d_final_M);
-  args.q_rows = in.q;
-  args.k_rows = in.k;
   args.d_v_rows = call.d_v;
   args.partial = problem.HV != problem.H;
   args.d_q = args.partial ? workspace + plan.d_q : call.d_q;
@@ -205,7 +212,6 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.V = static_cast<int>(problem.V);
   args.HV = static_cast<int>(problem.HV);
   args.group = static_cast<int>(problem.HV / problem.H);
-  args.l2norm = problem.l2norm;
   if (problem.dtype == DType::kBFloat16) {
     run<__nv_bfloat16>(call, device, plan, args, stream);
   } else {

@@ -58,8 +58,6 @@ struct Arguments {
   const float* initial_M;
   const float* d_final_S;
   const float* d_final_M;
-  const void* q_rows;  // q and k themselves, for the backward of l2norm
-  const void* k_rows;
   void* d_v_rows;
   void* d_q;  // E [tokens, HV, K]; with shared heads fp32 partial sums
   void* d_k;
@@ -77,8 +75,7 @@ struct Arguments {
   int head;
   int heads;
   int HV;
-  int group;  // value heads of a query/key head
-  bool l2norm;
+  int group;     // value heads of a query/key head
   bool partial;  // d_q, d_k are fp32
 };
 

@@ -36,7 +36,8 @@ struct ChainShared {
   static constexpr bool kOwnDV = kK != 256;
   static constexpr int kDV = kStates + S::kConsumers * 2 * S::kWarpgroupBoxesK * kBox;
   static constexpr int kVectors = kDV + (kOwnDV ? S::kBoxesV * kBox : 0);
-  static constexpr int kExchange = kVectors + kRestStages * kVectorBytes;
+  static constexpr int kChunks = kVectors + kRestStages * kVectorBytes;  // by the producer
+  static constexpr int kExchange = kChunks + 2 * 16;
   static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
   static constexpr int kBarrierCount = 2 * (kKeyStages + kQueryStages + kRestStages);
   static constexpr int kBytes = kBarriers + kBarrierCount * 8 + 1024;
@@ -68,8 +69,14 @@ __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* s
   Ring<L::kQueryStages> queries;
   Ring<L::kRestStages> rest;
   const int first = args.begin[sequence];
-  for (int entry = args.begin[sequence + 1] - 1; entry >= first; --entry) {
-    const int token = static_cast<int>(args.chunks[entry].token);
+  int entry = args.begin[sequence + 1] - 1;
+  Chunk next = args.chunks[entry < 0 ? 0 : entry];
+  for (; entry >= first; --entry) {
+    const Chunk chunk = next;  // read a chunk ahead: loads are slow beside copies
+    if (entry > first) {
+      next = args.chunks[entry - 1];
+    }
+    const int token = static_cast<int>(chunk.token);
     const uint8_t* record =
         args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
 
@@ -93,6 +100,7 @@ __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* s
 
     barrier = barriers.rest(rest.stage);
     ptx::mbarrier_wait(barrier + kEmpty, rest.phase ^ 1);
+    reinterpret_cast<Chunk*>(shared + L::kChunks)[rest.stage] = chunk;
     ptx::mbarrier_arrive_expect(barrier, L::kRestBoxes * kBox + kVectorBytes);
     to = shared + L::kRest + rest.stage * L::kRestBoxes * kBox;
     for (int i = 0; i < S::kBoxesV; ++i) {
@@ -352,7 +360,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       }
       parts::store_transposed<E>(parts::transposed_lane(dv_box, warp, lane), Y);
       ptx::named_barrier(barrier_id, 128);
-      const Chunk chunk = args.chunks[entry];
+      const Chunk chunk = reinterpret_cast<const Chunk*>(shared + L::kChunks)[rest.stage];
       const int length = chunk.length;
       uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
                      ((chunk.token * args.HV + head) * args.V + 64 * v_box) * 2;
@@ -392,43 +400,6 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   }
   if (thread == 0) {
     ptx::store_wait<0>();
-  }
-}
-
-template <class E, int kK, int kBoxesV>
-__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
-    chain_kernel(const __grid_constant__ Arguments args) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = ChainShared<kK, kBoxesV>;
-  extern __shared__ uint8_t memory[];
-  uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-  const ChainBarriers<kK, kBoxesV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
-  if (threadIdx.x == 0) {
-    constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
-    for (int i = 0; i < kEmpty; ++i) {
-      ptx::mbarrier_init(barriers.first + i, 1);
-      ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
-    }
-    ptx::mbarrier_init_fence();
-  }
-  __syncthreads();
-  const int block = static_cast<int>(blockIdx.x);
-  const int tiles = args.V / (64 * kBoxesV);
-  const int tile = block % tiles;
-  const int head = args.head + block / tiles % args.heads;
-  const int sequence = block / tiles / args.heads;
-  if (threadIdx.x / 128 == Sp::kConsumers) {
-    if constexpr (Sp::kConsumers == 2) {
-      ptx::registers_decrease<24>();
-    }
-    if (threadIdx.x % 128 == 0) {
-      chain_producer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
-    }
-  } else {
-    if constexpr (Sp::kConsumers == 2) {
-      ptx::registers_increase<240>();
-    }
-    chain_consumer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
   }
 }
 

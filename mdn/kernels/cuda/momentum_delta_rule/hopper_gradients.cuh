@@ -11,7 +11,7 @@
 //
 // q and k are the rows as given; 1/|q_t| and 1/|k_t| are factors of the masks and vectors, so that
 // all products see the raw rows and the results are the gradients of the raw rows but for the
-// derivative of the norms, which is taken off at the end. With rq, rk these factors:
+// derivative of the norms, which finish_rows_kernel takes off. With rq, rk these factors:
 //
 //     dP[t,j] = scale rq_t rk_j eta_j oR[t,j] G[t,j]   (j <= t)
 //     Z[t,j]  = -rk_t rk_j eta_j F[t,j] H[t,j]         (j < t)
@@ -55,9 +55,9 @@ struct TrianglePair {
 
 /// What the mask warps make of an item before the consumers need it.
 struct GradientsItem {
-  TrianglePair masks;      // G below, Mu above
+  TrianglePair masks;                  // G below, Mu above
   alignas(16) float gates[5][kChunk];  // in the order of Gate
-  float a[kChunk + 1];     // alpha_1 ... alpha_t
+  float a[kChunk + 1];                 // alpha_1 ... alpha_t
   int length;
   int head;
   int64_t token;
@@ -204,54 +204,17 @@ __device__ __forceinline__ void store_rows(Out* out, int64_t row_stride, const f
   }
 }
 
-/// The derivative of the norm, on rows that this thread has written: with y the stored gradient
-/// (of the raw row at fixed norm) and x the raw row, y -= x r^2 (x . y); `dots` are x . y.
-template <class E, class Out>
-__device__ __forceinline__ void subtract_norm(Out* out, int64_t row_stride, const E* x,
-                                              int64_t x_stride, int tiles, const float (&dots)[2],
-                                              const float (&inverse)[2], int row, int length) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (row + 8 * i < length) {
-      const float factor = inverse[i] * inverse[i] * dots[i];
-      for (int tile = 0; tile < tiles; ++tile) {
-        Out* at = out + (row + 8 * i) * row_stride + 64 * tile;
-        const E* from = x + (row + 8 * i) * x_stride + 64 * tile;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float2 raw = ptx::unpack<E>(*reinterpret_cast<const uint32_t*>(from + 8 * j));
-          if constexpr (sizeof(Out) == 4) {
-            float2 y = *reinterpret_cast<float2*>(at + 8 * j);
-            y.x -= factor * raw.x;
-            y.y -= factor * raw.y;
-            *reinterpret_cast<float2*>(at + 8 * j) = y;
-          } else {
-            const float2 y = ptx::unpack<Out>(*reinterpret_cast<uint32_t*>(at + 8 * j));
-            *reinterpret_cast<uint32_t*>(at + 8 * j) =
-                ptx::pack<Out>(y.x - factor * raw.x, y.y - factor * raw.y);
-          }
-        }
-      }
-    }
-  }
-}
-
-/// Where an item's rows of dq (or dk), and of q (or k), are.
-template <class E, class Out>
+/// Where an item's rows of dq or dk are.
+template <class Out>
 struct GradientRows {
-  int64_t raw_stride;
-  int64_t out_stride;
+  int64_t stride;
   Out* out;
-  const E* raw;
   __device__ __forceinline__ GradientRows(const Arguments& args, const GradientsItem& item,
-                                          bool query) {
-    const int head = item.head / args.group;
-    raw_stride = static_cast<int64_t>(args.HV / args.group) * args.K;
-    out_stride = args.partial ? static_cast<int64_t>(args.HV) * args.K : raw_stride;
-    out = static_cast<Out*>(query ? args.d_q : args.d_k) + item.token * out_stride +
-          static_cast<int64_t>(args.partial ? item.head : head) * args.K;
-    raw = static_cast<const E*>(query ? args.q_rows : args.k_rows) + item.token * raw_stride +
-          static_cast<int64_t>(head) * args.K;
+                                          void* d) {
+    const int heads = args.partial ? args.HV : args.HV / args.group;
+    const int head = args.partial ? item.head : item.head / args.group;
+    stride = static_cast<int64_t>(heads) * args.K;
+    out = static_cast<Out*>(d) + item.token * stride + static_cast<int64_t>(head) * args.K;
   }
 };
 
@@ -547,7 +510,6 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
     float PK[32];  // P or K K^T
     float dots_S[2] = {0.0F, 0.0F};
     float dots_M[2] = {0.0F, 0.0F};
-    float norm_dots[2] = {0.0F, 0.0F};
     float state_dot = 0.0F;
 
     // The sums over the value channels of one tile of key channels.
@@ -704,11 +666,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
             A[i] += small.exchange[i * 128 + thread];
           }
         }
-        if (args.l2norm) {
-          row_dots<E>(norm_dots, A, mine, warp, lane);
-        }
-        const GradientRows<E, Out> rows(args, item, role == 0);
-        store_rows<Out>(rows.out + column + 64 * tile, rows.out_stride, A, row, length);
+        const GradientRows<Out> rows(args, item, role == 0 ? args.d_q : args.d_k);
+        store_rows<Out>(rows.out + column + 64 * tile, rows.stride, A, row, length);
       }
       __syncwarp();
       if (lane == 0) {
@@ -716,15 +675,6 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       }
     }
 
-    if (role != 1 && args.l2norm) {
-      const float* scales = role == 0 ? vectors->rq : vectors->rk;
-      const float inverse[2] = {scales[row], scales[row + 8]};
-      norm_dots[0] = quad_sum(norm_dots[0]);
-      norm_dots[1] = quad_sum(norm_dots[1]);
-      const GradientRows<E, Out> rows(args, item, role == 0);
-      subtract_norm<E, Out>(rows.out + column, rows.out_stride, rows.raw + column, rows.raw_stride,
-                            tiles, norm_dots, inverse, row, length);
-    }
     for (int offset = 16; offset > 0; offset /= 2) {
       state_dot += __shfl_xor_sync(0xFFFFFFFFU, state_dot, offset);
     }
@@ -854,24 +804,65 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   }
 }
 
-/// d[token, head, :] = E(sum over the group's value heads of the partial sums), in a fixed order.
-template <class E>
+/// Rows of dq or dk: the sum over the group's value heads in a fixed order, then, with `raw`, the
+/// derivative of the norm: with y the gradient of the raw row x at fixed norm and r^2 = 1 / (|x|^2
+/// + eps), dx = y - x r^2 (x . y). A warp a row of K channels; `from` may be `d` itself.
+template <class E, class From>
 __global__ void __launch_bounds__(256)
-    sum_heads_kernel(const float* __restrict__ partial, E* __restrict__ d, int64_t elements, int K,
-                     int group) {
-  const int64_t at = (int64_t{blockIdx.x} * 256 + threadIdx.x) * 2;  // in d
-  if (at >= elements) {
+    finish_rows_kernel(const From* from, const E* __restrict__ raw, E* d, int64_t rows, int K,
+                       int group) {
+  const int64_t row = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (row >= rows) {
     return;
   }
-  const int64_t row = at / K;
-  const int64_t channel = at % K;
-  float2 sum{0.0F, 0.0F};
-  for (int i = 0; i < group; ++i) {
-    const float2 x = *reinterpret_cast<const float2*>(partial + (row * group + i) * K + channel);
-    sum.x += x.x;
-    sum.y += x.y;
+  const int pairs = K / 64;  // of channels, a lane
+  float2 y[4];
+  float2 x[4];
+  float dot = 0.0F;
+  float norm = 0.0F;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < pairs) {
+      const int channel = 64 * i + 2 * lane;
+      if (raw != nullptr) {
+        x[i] = ptx::unpack<E>(*reinterpret_cast<const uint32_t*>(raw + row * K + channel));
+      }
+      if constexpr (sizeof(From) == 4) {
+        y[i] = float2{0.0F, 0.0F};
+        for (int h = 0; h < group; ++h) {
+          const float2 part = *reinterpret_cast<const float2*>(
+              reinterpret_cast<const float*>(from) + (row * group + h) * K + channel);
+          y[i].x += part.x;
+          y[i].y += part.y;
+        }
+      } else {
+        y[i] = ptx::unpack<From>(*reinterpret_cast<const uint32_t*>(from + row * K + channel));
+      }
+      if (raw != nullptr) {
+        dot += x[i].x * y[i].x + x[i].y * y[i].y;
+        norm += x[i].x * x[i].x + x[i].y * x[i].y;
+      }
+    }
   }
-  *reinterpret_cast<uint32_t*>(d + at) = ptx::pack<E>(sum.x, sum.y);
+  float factor = 0.0F;
+  if (raw != nullptr) {
+    for (int offset = 16; offset > 0; offset /= 2) {
+      dot += __shfl_xor_sync(0xFFFFFFFFU, dot, offset);
+      norm += __shfl_xor_sync(0xFFFFFFFFU, norm, offset);
+    }
+    factor = dot / (norm + static_cast<float>(kL2NormEps));
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < pairs) {
+      if (raw != nullptr) {
+        y[i].x -= factor * x[i].x;
+        y[i].y -= factor * x[i].y;
+      }
+      *reinterpret_cast<uint32_t*>(d + row * K + 64 * i + 2 * lane) = ptx::pack<E>(y[i].x, y[i].y);
+    }
+  }
 }
 
 }  // namespace mdn::kernels::cuda::backward_pass

@@ -22,7 +22,7 @@ namespace mdn::kernels::cuda::backward_pass {
 template <int kK, int kBoxesV>
 struct StatesShared {
   using S = Split<kK, kBoxesV>;
-  static constexpr int kStages = 2;
+  static constexpr int kStages = kK == 256 ? 2 : 3;
   static constexpr int kStageBoxes = S::kBoxesK + S::kBoxesV + 1;  // k, v, T
   static constexpr int kStage = 0;
   static constexpr int kStates = kStage + kStages * kStageBoxes * kBox;  // S, M of each warpgroup
@@ -41,8 +41,13 @@ __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* 
   using L = StatesShared<kK, kBoxesV>;
   Ring<L::kStages> ring;
   const int last = args.begin[sequence + 1];
-  for (int entry = args.begin[sequence]; entry < last; ++entry, ring.next()) {
-    const int token = static_cast<int>(args.chunks[entry].token);
+  int entry = args.begin[sequence];
+  int64_t next = args.chunks[entry < last ? entry : 0].token;
+  for (; entry < last; ++entry, ring.next()) {
+    const int token = static_cast<int>(next);  // read a chunk ahead: loads are slow beside copies
+    if (entry + 1 < last) {
+      next = args.chunks[entry + 1].token;
+    }
     const uint8_t* record =
         args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
     uint8_t* stage = shared + L::kStage + ring.stage * L::kStageBoxes * kBox;
@@ -244,43 +249,6 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   }
   if (thread == 0) {
     ptx::store_wait<0>();
-  }
-}
-
-template <class E, int kK, int kBoxesV>
-__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
-    states_kernel(const __grid_constant__ Arguments args) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = StatesShared<kK, kBoxesV>;
-  extern __shared__ uint8_t memory[];
-  uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-  auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
-  uint64_t* empty = full + L::kStages;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < L::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
-    }
-    ptx::mbarrier_init_fence();
-  }
-  __syncthreads();
-  const int block = static_cast<int>(blockIdx.x);
-  const int tiles = args.V / (64 * kBoxesV);
-  const int tile = block % tiles;
-  const int head = args.head + block / tiles % args.heads;
-  const int sequence = block / tiles / args.heads;
-  if (threadIdx.x / 128 == Sp::kConsumers) {
-    if constexpr (Sp::kConsumers == 2) {
-      ptx::registers_decrease<24>();
-    }
-    if (threadIdx.x % 128 == 0) {
-      states_producer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
-    }
-  } else {
-    if constexpr (Sp::kConsumers == 2) {
-      ptx::registers_increase<240>();
-    }
-    states_consumer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
   }
 }
 

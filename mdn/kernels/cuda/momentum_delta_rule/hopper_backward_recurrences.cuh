@@ -1,0 +1,88 @@
+// The two recurrences of the backward pass as one grid: the chain's blocks first, since they take
+// longer, then those of the states. Neither needs the other.
+#pragma once
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_chain.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_states.cuh"
+
+namespace mdn::kernels::cuda::backward_pass {
+
+template <class E, int kK, int kBoxesV>
+__device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared, int sequence,
+                                          int head, int tile) {
+  using Sp = Split<kK, kBoxesV>;
+  using L = ChainShared<kK, kBoxesV>;
+  const ChainBarriers<kK, kBoxesV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
+  if (threadIdx.x == 0) {
+    constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
+    for (int i = 0; i < kEmpty; ++i) {
+      ptx::mbarrier_init(barriers.first + i, 1);
+      ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x / 128 == Sp::kConsumers) {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_decrease<24>();
+    }
+    if (threadIdx.x % 128 == 0) {
+      chain_producer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
+    }
+  } else {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_increase<240>();
+    }
+    chain_consumer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
+  }
+}
+
+template <class E, int kK, int kBoxesV>
+__device__ __forceinline__ void run_states(const Arguments& args, uint8_t* shared, int sequence,
+                                           int head, int tile) {
+  using Sp = Split<kK, kBoxesV>;
+  using L = StatesShared<kK, kBoxesV>;
+  auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
+  uint64_t* empty = full + L::kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::kStages; ++i) {
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
+    }
+    ptx::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x / 128 == Sp::kConsumers) {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_decrease<24>();
+    }
+    if (threadIdx.x % 128 == 0) {
+      states_producer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
+    }
+  } else {
+    if constexpr (Sp::kConsumers == 2) {
+      ptx::registers_increase<240>();
+    }
+    states_consumer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
+  }
+}
+
+template <class E, int kK, int kBoxesV>
+__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
+    recurrences_kernel(const __grid_constant__ Arguments args) {
+  extern __shared__ uint8_t memory[];
+  uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+  const int blocks = static_cast<int>(gridDim.x) / 2;  // of either
+  const int block = static_cast<int>(blockIdx.x) % blocks;
+  const int tiles = args.V / (64 * kBoxesV);
+  const int tile = block % tiles;
+  const int head = args.head + block / tiles % args.heads;
+  const int sequence = block / tiles / args.heads;
+  if (static_cast<int>(blockIdx.x) < blocks) {
+    run_chain<E, kK, kBoxesV>(args, shared, sequence, head, tile);
+  } else {
+    run_states<E, kK, kBoxesV>(args, shared, sequence, head, tile);
+  }
+}
+
+}  // namespace mdn::kernels::cuda::backward_pass
