@@ -144,7 +144,7 @@ std::vector<double> axis_ticks(double low, double high, int wanted) {
   }
   std::vector<double> ticks;
   for (double i = std::ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; ++i) {
-    ticks.push_back(i * step);
+    ticks.push_back(i * step + 0.0);  // -0 becomes 0
   }
   return ticks;
 }
