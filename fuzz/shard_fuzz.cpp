@@ -64,8 +64,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::span bytes(reinterpret_cast<const std::byte*>(data), size);
   use(bytes, Verify::kFull);
   use(bytes, Verify::kStructure);
-  const auto fixed = static_cast<size_t>(mdn::data::kShardHeaderBytes +
-                                         mdn::data::kShardTrailerBytes) + kDigest;
+  const auto fixed =
+      static_cast<size_t>(mdn::data::kShardHeaderBytes + mdn::data::kShardTrailerBytes) + kDigest;
   if (size >= fixed) {
     const std::string sealed = reseal(std::string(reinterpret_cast<const char*>(data), size));
     use(mdn::as_bytes(sealed), Verify::kFull);
