@@ -83,8 +83,8 @@ void save_state(const std::filesystem::path& path, const DecoderState& state, co
                      {"position", std::to_string(state.position)}});
 }
 
-DecoderState load_state(const std::filesystem::path& path, const Config& config,
-                        c10::Device device, ExtraTensors* extra) {
+DecoderState load_state(const std::filesystem::path& path, const Config& config, c10::Device device,
+                        ExtraTensors* extra) {
   const SafetensorsFile file(path);
   const auto meta = [&](const char* key) -> std::string {
     const auto found = file.metadata().find(key);

@@ -341,9 +341,10 @@ void backward(const MomentumDeltaRuleBackward& call) {
 void step(const MomentumDeltaRuleStep& call) {
   check(call);
   check_supported(call.dtype);
-  MDN_CHECK(call.state_dtype == DType::kFloat32,
-            "momentum_delta_rule on the reference backend: float16 states; only CUDA has them, here they "
-            "have the type of the gates");
+  MDN_CHECK(
+      call.state_dtype == DType::kFloat32,
+      "momentum_delta_rule on the reference backend: float16 states; only CUDA has them, here they "
+      "have the type of the gates");
   check_slots(call);
   const int64_t K = call.K;
   const int64_t V = call.V;
