@@ -37,8 +37,8 @@ struct TrainerState {
   int64_t loss_count = 0;
   double best_loss = 0;  // lowest held-out loss; of no meaning while best_step < 0
   int64_t best_step = -1;
-  data::Position position;  // of the next row
-  OrderedJson config;       // the run's keys, for people and for comparison
+  data::Position position;                     // of the next row
+  OrderedJson config = OrderedJson::object();  // the run's keys, for people and for comparison
 
   OrderedJson to_json() const;
   /// Throws on another format and on missing or wrong values.

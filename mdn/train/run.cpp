@@ -332,8 +332,13 @@ void Run::log_skip(const std::string& bad) {
 }
 
 void Run::evaluate(int64_t max_tokens) {
+  const int64_t all = data_.val().tokens();
+  max_tokens = max_tokens > 0 ? std::min(max_tokens, all) : all;
   if (evaluated_step_ == state_.step && evaluated_tokens_ == max_tokens) {
     return;
+  }
+  if (config_.max_seconds && evaluation_rate_ == 0) {
+    trainer_.evaluate(1);  // the first pass of a process builds caches: not what later ones take
   }
   const Clock::time_point begin = Clock::now();
   const Evaluation e = trainer_.evaluate(max_tokens);
