@@ -94,8 +94,10 @@ double relative_error(const std::vector<double>& x, const std::vector<double>& r
 
 /// Largest relative error that a backend may have in each result (docs/numerics.md): the rounding
 /// of the output's type, of the sums, and the problem's own answer to inputs rounded otherwise.
+/// `operands`: the narrowest type that the backend rounds operands of its products to.
 std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
-                                                       DType dtype, const Results& reference);
+                                                       DType dtype, const Results& reference,
+                                                       DType operands = DType::kFloat32);
 
 /// Compares every result; an empty string, or a line for each that is off.
 std::string compare(const Results& results, const Results& reference,

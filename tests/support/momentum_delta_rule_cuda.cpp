@@ -1,6 +1,7 @@
 #include "tests/support/momentum_delta_rule_cuda.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "mdn/core/error.h"
 #include "mdn/kernels/cuda/check.h"
@@ -29,8 +30,13 @@ std::string no_cuda_device() {
 }
 
 DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) {
+  // initcheck takes poisoned memory for initialised: tools/gpu_check.sh turns the poison off for
+  // it.
+  static const bool poison = std::getenv("MDN_TEST_NO_POISON") == nullptr;
   MDN_CUDA_CHECK(cudaMalloc(&data_, bytes_ + kGuard));
-  MDN_CUDA_CHECK(cudaMemset(data_, 0xff, bytes_));
+  if (poison) {
+    MDN_CUDA_CHECK(cudaMemset(data_, 0xff, bytes_));
+  }
   MDN_CUDA_CHECK(cudaMemset(static_cast<char*>(data_) + bytes_, kGuardByte, kGuard));
 }
 
@@ -44,10 +50,14 @@ DeviceBuffer::~DeviceBuffer() {
   cudaFree(data_);
 }
 
-std::vector<double> DeviceBuffer::values(DType dtype) const {
+std::vector<unsigned char> DeviceBuffer::contents() const {
   std::vector<unsigned char> bytes(bytes_);
   MDN_CUDA_CHECK(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost));
-  return decode(bytes.data(), bytes_ / size_of(dtype), dtype);
+  return bytes;
+}
+
+std::vector<double> DeviceBuffer::values(DType dtype) const {
+  return decode(contents().data(), bytes_ / size_of(dtype), dtype);
 }
 
 void DeviceBuffer::fill(int byte) {
@@ -56,8 +66,8 @@ void DeviceBuffer::fill(int byte) {
 
 void DeviceBuffer::check_guard(const char* name) const {
   unsigned char guard[kGuard];
-  MDN_CUDA_CHECK(cudaMemcpy(guard, static_cast<const char*>(data_) + bytes_, kGuard,
-                            cudaMemcpyDeviceToHost));
+  MDN_CUDA_CHECK(
+      cudaMemcpy(guard, static_cast<const char*>(data_) + bytes_, kGuard, cudaMemcpyDeviceToHost));
   for (size_t i = 0; i < kGuard; ++i) {
     MDN_CHECK(guard[i] == kGuardByte, "{}: byte {} past its end was written", name, i);
   }
@@ -69,12 +79,15 @@ Results run_cuda(const MomentumDeltaRuleData& data, DType dtype) {
       beta(data.beta, kGate), pi(data.pi, kGate);
   const DeviceBuffer S(data.S, kGate), M(data.M, kGate), d_S(data.d_S, kGate), d_M(data.d_M, kGate);
   const DeviceBuffer cu_seqlens(data.cu_seqlens.size() * sizeof(int64_t));
-  MDN_CUDA_CHECK(cudaMemcpy(cu_seqlens.get() ? cu_seqlens.get() : q.get(), data.cu_seqlens.data(),
-                            cu_seqlens.bytes(), cudaMemcpyHostToDevice));
+  if (!data.cu_seqlens.empty()) {
+    MDN_CUDA_CHECK(cudaMemcpy(cu_seqlens.get(), data.cu_seqlens.data(), cu_seqlens.bytes(),
+                              cudaMemcpyHostToDevice));
+  }
   MomentumDeltaRuleProblem problem = data.problem(dtype);
   problem.cu_seqlens = cu_seqlens.get<int64_t>();
   const kernels::MomentumDeltaRuleSizes sizes = kernels::cuda::sizes(problem);
-  const size_t states = static_cast<size_t>(data.N * data.c.HV * data.c.V * data.c.K) * sizeof(float);
+  const size_t states =
+      static_cast<size_t>(data.N * data.c.HV * data.c.V * data.c.K) * sizeof(float);
 
   const DeviceBuffer o(v.bytes()), final_S(states), final_M(states), saved(sizes.saved),
       workspace(sizes.forward_workspace);
@@ -119,12 +132,19 @@ Results run_cuda(const MomentumDeltaRuleData& data, DType dtype) {
     const DeviceBuffer& buffer;
     DType dtype;
   };
-  const Output outputs[] = {
-      {"o", o, dtype},           {"final_S", final_S, kGate}, {"final_M", final_M, kGate},
-      {"d_q", d_q, dtype},       {"d_k", d_k, dtype},         {"d_v", d_v, dtype},
-      {"d_alpha", d_alpha, kGate}, {"d_mu", d_mu, kGate},     {"d_eta", d_eta, kGate},
-      {"d_beta", d_beta, kGate}, {"d_pi", d_pi, kGate},       {"d_S", d_initial_S, kGate},
-      {"d_M", d_initial_M, kGate}};
+  const Output outputs[] = {{"o", o, dtype},
+                            {"final_S", final_S, kGate},
+                            {"final_M", final_M, kGate},
+                            {"d_q", d_q, dtype},
+                            {"d_k", d_k, dtype},
+                            {"d_v", d_v, dtype},
+                            {"d_alpha", d_alpha, kGate},
+                            {"d_mu", d_mu, kGate},
+                            {"d_eta", d_eta, kGate},
+                            {"d_beta", d_beta, kGate},
+                            {"d_pi", d_pi, kGate},
+                            {"d_S", d_initial_S, kGate},
+                            {"d_M", d_initial_M, kGate}};
   Results results;
   for (const Output& output : outputs) {
     output.buffer.check_guard(output.name);

@@ -31,6 +31,7 @@ class DeviceBuffer {
   }
   size_t bytes() const { return bytes_; }
   std::vector<double> values(DType dtype) const;
+  std::vector<unsigned char> contents() const;
   void fill(int byte);
   /// Throws when a byte of the guard has changed.
   void check_guard(const char* name) const;

@@ -8,8 +8,8 @@
 #include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_gradients.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_recurrences.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_gradients.cuh"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
 
 namespace mdn::kernels::cuda {

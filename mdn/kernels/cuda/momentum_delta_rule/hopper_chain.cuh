@@ -18,6 +18,7 @@
 #pragma once
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+#include "mdn/kernels/cuda/ptx/thread.cuh"
 
 namespace mdn::kernels::cuda::backward_pass {
 
@@ -172,6 +173,11 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   Ring<L::kRestStages> rest;
   const int first = args.begin[sequence];
   for (int entry = args.begin[sequence + 1] - 1; entry >= first; --entry) {
+    // Read anew for each chunk, so that no address is spilled across the loop.
+    const int thread = ptx::fresh_thread_index() % 128;
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    const int column = 2 * (lane % 4);
     const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
     const uint32_t k_box = ptx::shared_address(shared + L::kKeys) +
                            (keys.stage * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK) * kBox;
@@ -353,8 +359,9 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     }
     ptx::wgmma_commit();
     if (half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
-      const uint32_t dv_box =
-          L::kOwnDV ? ptx::shared_address(shared + L::kDV) + box_v * kBox : rest_box + box_v * kBox;
+      uint8_t* dv = shared + (L::kOwnDV ? L::kDV : L::kRest + rest.stage * L::kRestBoxes * kBox) +
+                    box_v * kBox;
+      const uint32_t dv_box = ptx::shared_address(dv);
       if constexpr (!L::kOwnDV) {
         ptx::named_barrier(6, 256);  // both warpgroups have read dO
       }
@@ -368,13 +375,10 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       for (int i = 0; i < 4; ++i) {
         const int row = 16 * i + thread / 8;
         const int unit = thread % 8;
-        uint32_t u[4];
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(u[0]), "=r"(u[1]), "=r"(u[2]), "=r"(u[3])
-                     : "r"(dv_box + row * 128 + ((unit ^ (row % 8)) * 16)));
+        const uint4 u = *reinterpret_cast<const uint4*>(dv + row * 128 + ((unit ^ (row % 8)) * 16));
         if (row < length) {
           *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * args.V * 2 +
-                                    unit * 16) = uint4{u[0], u[1], u[2], u[3]};
+                                    unit * 16) = u;
         }
       }
       if constexpr (!L::kOwnDV) {

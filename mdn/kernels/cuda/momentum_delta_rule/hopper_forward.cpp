@@ -73,7 +73,6 @@ HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& 
   arguments.q = ptx::make_tensor_map(problem.dtype, in.q, count, problem.H, problem.K);
   arguments.k = ptx::make_tensor_map(problem.dtype, in.k, count, problem.H, problem.K);
   arguments.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
-  arguments.o = ptx::make_tensor_map(problem.dtype, call.o, count, problem.HV, problem.V);
   arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream);
   arguments.records = call.saved != nullptr
                           ? static_cast<char*>(call.saved)

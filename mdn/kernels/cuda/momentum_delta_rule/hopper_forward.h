@@ -19,7 +19,6 @@ struct HopperForwardArguments {
   CUtensorMap q;
   CUtensorMap k;
   CUtensorMap v;
-  CUtensorMap o;
   ChunkTable table;
   char* records = nullptr;  // hopper_saved.h
 };

@@ -24,6 +24,8 @@
 #pragma once
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+#include "mdn/kernels/cuda/ptx/async_copy.cuh"
+#include "mdn/kernels/cuda/ptx/thread.cuh"
 
 namespace mdn::kernels::cuda::backward_pass {
 
@@ -72,10 +74,12 @@ struct GradientsSmall {
   float de[kChunk];    // of e_t = pi_t a_{t-1}
   float krS[kChunk];   // rk_j k_j . rS_j
   float krM[kChunk];
-  float deta[8][kChunk];     // by the warps of warpgroups 0 and 1
-  float dots[12];            // <dS,S>, <dS,M>, <dM,M> of the warps
-  float a_terms[2][kChunk];  // the parts of dalpha and dpi that come through a
-  float exchange[32 * 128];  // half of dk
+  float deta[8][kChunk];         // by the warps of warpgroups 0 and 1
+  float dots[12];                // <dS,S>, <dS,M>, <dM,M> of the warps
+  float a_terms[2][kChunk];      // the parts of dalpha and dpi that come through a
+  float exchange[32 * 128];      // half of dk
+  float gates_ahead[5][kChunk];  // on their way in
+  alignas(16) Chunk chunks_ahead[2];
   uint64_t full[GradientsShared::kStages];
   uint64_t empty[GradientsShared::kStages];
   uint64_t vectors_full[2];
@@ -128,13 +132,16 @@ __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_
         ptx::tma_load(stage + 5 * kBox, &args.d_v, barrier, 64 * step, head, token);
         ptx::bulk_load(stage + 6 * kBox, args.R + (item * steps + step) * kBox, kBox, barrier);
         ring.next();
+        if (step == (steps == 1 ? 0 : 1)) {  // the ring is full now: not in its way
+          ptx::mbarrier_wait(&small.qk_empty, qk.phase ^ 1);
+          ptx::mbarrier_arrive_expect(&small.qk_full, 2 * kBox);
+          ptx::tma_load(shared + L::kQK, &args.q, &small.qk_full, 64 * tile, head / args.group,
+                        token);
+          ptx::tma_load(shared + L::kQK + kBox, &args.k, &small.qk_full, 64 * tile,
+                        head / args.group, token);
+          qk.next();
+        }
       }
-      ptx::mbarrier_wait(&small.qk_empty, qk.phase ^ 1);
-      ptx::mbarrier_arrive_expect(&small.qk_full, 2 * kBox);
-      ptx::tma_load(shared + L::kQK, &args.q, &small.qk_full, 64 * tile, head / args.group, token);
-      ptx::tma_load(shared + L::kQK + kBox, &args.k, &small.qk_full, 64 * tile, head / args.group,
-                    token);
-      qk.next();
     }
     chunk = next_chunk;
   }
@@ -341,21 +348,30 @@ __device__ __forceinline__ void masks_backward(GradientsSmall& small, GradientsI
   }
 }
 
-/// Gates and place of an item, then its masks, into `item`.
-__device__ __forceinline__ void prepare_item(const Arguments& args, GradientsItem& item,
-                                             int64_t index, int thread) {
-  const Chunk chunk = args.chunks[index / args.heads];
-  const int head = args.head + static_cast<int>(index % args.heads);
-  if (thread == 0) {
-    item.length = chunk.length;
-    item.head = head;
-    item.token = chunk.token;
+/// Starts loading the chunk of item `index` (one thread); a length of 0 says that there is none.
+__device__ __forceinline__ void fetch_chunk(const Arguments& args, Chunk& to, int64_t index,
+                                            int64_t items) {
+  if (index < items) {
+    const Chunk* from = args.chunks + index / args.heads;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ptx::async_copy_word(reinterpret_cast<uint32_t*>(&to) + i,
+                           reinterpret_cast<const uint32_t*>(from) + i);
+    }
+  } else {
+    to.length = 0;
   }
-  if (chunk.length == 0) {
+}
+
+/// Starts loading this thread's gates of an item: they are taken up an item later. Tokens past the
+/// end leave everything as it is.
+__device__ __forceinline__ void fetch_gates(const Arguments& args, GradientsSmall& small,
+                                            const Chunk& chunk, int64_t index, int thread) {
+  if (thread >= kChunk) {
     return;
   }
-  // Tokens past the end leave everything as it is.
-  const int64_t first = chunk.token * args.HV + head;
+  const int head = args.head + static_cast<int>(index % args.heads);
+  const int64_t at = (chunk.token + thread) * args.HV + head;
 #pragma unroll
   for (int gate = 0; gate < 5; ++gate) {
     const float* from = gate == kAlpha       ? args.alpha
@@ -364,10 +380,29 @@ __device__ __forceinline__ void prepare_item(const Arguments& args, GradientsIte
                         : gate == kBeta      ? args.beta
                         : args.pi != nullptr ? args.pi
                                              : args.alpha;
-    const float idle = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
-    if (thread < kChunk) {
-      item.gates[gate][thread] =
-          thread < chunk.length ? from[first + static_cast<int64_t>(thread) * args.HV] : idle;
+    float* to = &small.gates_ahead[gate][thread];
+    if (thread < chunk.length) {
+      ptx::async_copy_word(to, from + at);
+    } else {
+      *to = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
+    }
+  }
+}
+
+/// The fetched chunk and gates and the masks, into `item`.
+__device__ __forceinline__ void prepare_item(const Arguments& args, GradientsSmall& small,
+                                             GradientsItem& item, const Chunk& chunk, int64_t index,
+                                             int thread) {
+  ptx::async_copy_wait();
+  if (thread == 0) {
+    item.length = chunk.length;
+    item.head = args.head + static_cast<int>(index % args.heads);
+    item.token = chunk.token;
+  }
+  if (thread < kChunk) {
+#pragma unroll
+    for (int gate = 0; gate < 5; ++gate) {
+      item.gates[gate][thread] = small.gates_ahead[gate][thread];
     }
   }
   ptx::named_barrier(4, kMaskThreads);
@@ -418,28 +453,44 @@ __device__ __forceinline__ void finish_item(const Arguments& args, GradientsSmal
   }
 }
 
-/// The three mask warps: an item ahead of the consumers and one behind.
+/// The three mask warps: an item ahead of the consumers and one behind. Global memory answers late
+/// beside the copies, so an item's chunk is asked for two items ahead and its gates one.
 __device__ __forceinline__ void gradients_masks(const Arguments& args, GradientsSmall& small) {
   const int thread = static_cast<int>(threadIdx.x) - kMaskThread;
   const int64_t items = args.entries * args.heads;
+  const int64_t stride = gridDim.x;
   int64_t index = blockIdx.x;
-  prepare_item(args, small.items[0], index, thread);
+  Chunk* ahead = small.chunks_ahead;  // the next item's and the one's after it
+  if (thread == 0) {
+    fetch_chunk(args, ahead[1], index, items);
+    fetch_chunk(args, ahead[0], index + stride, items);
+    ptx::async_copy_wait();
+  }
+  ptx::named_barrier(4, kMaskThreads);
+  fetch_gates(args, small, ahead[1], index, thread);
+  prepare_item(args, small, small.items[0], ahead[1], index, thread);
   ptx::mbarrier_arrive(&small.item_full[0]);
-  uint32_t phase = 0;
-  for (int buffer = 0; index < items; buffer ^= 1, phase ^= 1) {
-    const int64_t next = index + gridDim.x;
+  fetch_gates(args, small, ahead[0], index + stride, thread);
+  if (thread == 0) {
+    fetch_chunk(args, ahead[1], index + 2 * stride, items);
+  }
+  for (uint32_t turn = 0; index < items; turn ^= 1) {
     ptx::named_barrier(4, kMaskThreads);  // the place of the first item, then the sums of the last
-    if (small.items[buffer].length == 0) {
+    if (small.items[turn].length == 0) {
       return;
     }
-    if (next < items) {
-      prepare_item(args, small.items[buffer ^ 1], next, thread);
-      ptx::mbarrier_arrive(&small.item_full[buffer ^ 1]);
+    if (index + stride < items) {
+      prepare_item(args, small, small.items[turn ^ 1], ahead[turn], index + stride, thread);
+      ptx::mbarrier_arrive(&small.item_full[turn ^ 1]);
+      fetch_gates(args, small, ahead[turn ^ 1], index + 2 * stride, thread);
+      if (thread == 0) {
+        fetch_chunk(args, ahead[turn], index + 3 * stride, items);
+      }
     }
-    ptx::mbarrier_wait(&small.terms_full, phase);
-    finish_item(args, small, small.items[buffer], thread);
+    ptx::mbarrier_wait(&small.terms_full, turn);
+    finish_item(args, small, small.items[turn], thread);
     ptx::mbarrier_arrive(&small.terms_empty);
-    index = next;
+    index += stride;
   }
 }
 
@@ -476,11 +527,6 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
   constexpr int kKeys = 2;  // of warpgroups 1 and 2
   const int tiles = args.K / 64;
   const int steps = args.V / 64;
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int row = 16 * warp + lane / 4;  // and row + 8: this thread's rows of accumulators
-  const int column = 2 * (lane % 4);
   uint8_t* q_tile = shared + L::kQK;
   uint8_t* k_tile = q_tile + kBox;
   const uint8_t* mine = role == 0 ? q_tile : k_tile;
@@ -516,6 +562,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
     const auto sum_values = [&]<bool kFirst>() {
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
+        const int thread = ptx::fresh_thread_index() % 128;
         const uint8_t* stage = shared + L::kStage + ring.stage * L::kStageBoxes * kBox;
         ptx::mbarrier_wait(&small.full[ring.stage], ring.phase);
         multiply_states<E, role, kFirst>(A, B, X, ptx::shared_address(stage), step > 0);
@@ -529,7 +576,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
           ptx::wgmma_touch(X);
         }
         __syncwarp();
-        if (lane == 0) {
+        if (thread % 32 == 0) {
           ptx::mbarrier_arrive(&small.empty[ring.stage]);
         }
         ring.next();
@@ -543,6 +590,11 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         sum_values.template operator()<false>();
       }
 
+      const int thread = ptx::fresh_thread_index() % 128;
+      const int warp = thread / 32;
+      const int lane = thread % 32;
+      const int row = 16 * warp + lane / 4;  // and row + 8: this thread's rows of accumulators
+      const int column = 2 * (lane % 4);
       ptx::mbarrier_wait(&small.qk_full, qk_phase);
       qk_phase ^= 1;
       if constexpr (role < 2) {  // P += Q K^T or K K^T
@@ -675,6 +727,11 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       }
     }
 
+    const int thread = ptx::fresh_thread_index() % 128;
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    const int row = 16 * warp + lane / 4;  // and row + 8: this thread's rows of accumulators
+    const int column = 2 * (lane % 4);
     for (int offset = 16; offset > 0; offset /= 2) {
       state_dot += __shfl_xor_sync(0xFFFFFFFFU, state_dot, offset);
     }
@@ -707,49 +764,48 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       }
     }
     if constexpr (role < 2) {
-      float sums[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        sums[i] = 0.0F;
-      }
+      float row_scale[2];
+      float mask_scale[2];
+      const float* mask[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int t = row + 8 * i;
-        const int end = t + (role == 0 ? 1 : 0);
-        const float row_scale = t >= length ? 0.0F
-                                : role == 0 ? args.scale * vectors->rq[t]
-                                            : -vectors->rk[t];
-        const float mask_scale = role == 0 ? 1.0F : item.gates[kPi][t];
-        const float* mask = &item.masks.lower(role == 0 ? t + 1 : t, 1);
+        row_scale[i] = t >= length ? 0.0F
+                       : role == 0 ? args.scale * vectors->rq[t]
+                                   : -vectors->rk[t];
+        mask_scale[i] = role == 0 ? 1.0F : item.gates[kPi][t];
+        mask[i] = &item.masks.lower(role == 0 ? t + 1 : t, 1);
+      }
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float2 rk = parts::column_pair(vectors->rk + column, j);
-          const float2 eta = parts::column_pair(item.gates[kEta] + column, j);
+      for (int j = 0; j < 8; ++j) {
+        const float2 rk2 = parts::column_pair(vectors->rk + column, j);
+        const float2 eta2 = parts::column_pair(item.gates[kEta] + column, j);
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int s = 8 * j + column + h;
+        for (int h = 0; h < 2; ++h) {
+          const int s = 8 * j + column + h;
+          const float rk = h == 0 ? rk2.x : rk2.y;
+          const float eta = h == 0 ? eta2.x : eta2.y;
+          float sum = 0.0F;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int t = row + 8 * i;
             const int at = 4 * j + 2 * i + h;
-            if (s < end) {
-              const float y = row_scale * (h == 0 ? rk.x : rk.y) * X[at] * PK[at];
-              sums[2 * j + h] += y * mask_scale * mask[s];
-              const float z = (h == 0 ? eta.x : eta.y) * y;
+            if (s < t + (role == 0 ? 1 : 0)) {
+              const float y = row_scale[i] * rk * X[at] * PK[at];
+              sum += y * mask_scale[i] * mask[i][s];
               if constexpr (role == 0) {
-                small.terms.lower(t + 1, s + 1) = z;
+                small.terms.lower(t + 1, s + 1) = eta * y;
               } else {
-                small.terms.upper(t + 1, s + 1) = z;
+                small.terms.upper(t + 1, s + 1) = eta * y;
               }
             }
           }
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        float x = sums[i];
-        x += __shfl_xor_sync(0xFFFFFFFFU, x, 4);
-        x += __shfl_xor_sync(0xFFFFFFFFU, x, 8);
-        x += __shfl_xor_sync(0xFFFFFFFFU, x, 16);
-        if (lane < 4) {
-          small.deta[4 * role + warp][8 * (i / 2) + column + i % 2] = x;
+          sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 4);
+          sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 8);
+          sum += __shfl_xor_sync(0xFFFFFFFFU, sum, 16);
+          if (lane < 4) {
+            small.deta[4 * role + warp][s] = sum;
+          }
         }
       }
     }
@@ -787,19 +843,20 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   __syncthreads();
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   if (warpgroup == 3) {
-    ptx::registers_decrease<32>();
+    ptx::registers_decrease<48>();
     if (threadIdx.x >= kMaskThread) {
       gradients_masks(args, small);
     } else if (threadIdx.x == 384) {
       gradients_producer(args, shared, small);
     }
   } else if (warpgroup == 0) {
-    ptx::registers_increase<176>();
+    ptx::registers_increase<160>();
     gradients_consumer<E, Out, 0>(args, shared, small);
   } else if (warpgroup == 1) {
-    ptx::registers_increase<176>();
+    ptx::registers_increase<160>();
     gradients_consumer<E, Out, 1>(args, shared, small);
   } else {
+    ptx::registers_increase<144>();
     gradients_consumer<E, Out, 2>(args, shared, small);
   }
 }

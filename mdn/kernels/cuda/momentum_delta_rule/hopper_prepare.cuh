@@ -116,18 +116,33 @@ __device__ __forceinline__ void row_norms(PrepareShared<K>& shared, int length, 
   (which == 0 ? shared.rq : shared.rk)[row] = row < length ? norm : 0.0f;
 }
 
-__device__ __forceinline__ void load_gates(ChunkGates& gates, const PrepareParams& params,
-                                           const Chunk& chunk, int head, int64_t heads,
-                                           int thread) {
-  if (thread < kChunk) {
-    const bool real = thread < chunk.length;
+/// One token's gates on their way from global memory to `ChunkGates`.
+struct TokenGates {
+  float alpha, mu, eta, beta, pi;
+};
+
+__device__ __forceinline__ TokenGates load_gates(const PrepareParams& params, const Chunk& chunk,
+                                                 int head, int64_t heads, int thread) {
+  TokenGates gates{1.0f, 1.0f, 0.0f, 0.0f, 1.0f};
+  if (thread < chunk.length) {
     const int64_t at = (chunk.token + thread) * heads + head;
-    const float alpha = real ? params.alpha[at] : 1.0f;
-    gates.alpha[thread] = alpha;
-    gates.mu[thread] = real ? params.mu[at] : 1.0f;
-    gates.eta[thread] = real ? params.eta[at] : 0.0f;
-    gates.beta[thread] = real ? params.beta[at] : 0.0f;
-    gates.pi[thread] = params.pi == nullptr || !real ? alpha : params.pi[at];
+    gates.alpha = params.alpha[at];
+    gates.mu = params.mu[at];
+    gates.eta = params.eta[at];
+    gates.beta = params.beta[at];
+    gates.pi = params.pi == nullptr ? gates.alpha : params.pi[at];
+  }
+  return gates;
+}
+
+__device__ __forceinline__ void store_gates(ChunkGates& gates, const TokenGates& token,
+                                            int thread) {
+  if (thread < kChunk) {
+    gates.alpha[thread] = token.alpha;
+    gates.mu[thread] = token.mu;
+    gates.eta[thread] = token.eta;
+    gates.beta[thread] = token.beta;
+    gates.pi[thread] = token.pi;
   }
 }
 
@@ -360,9 +375,13 @@ __global__ void __launch_bounds__(kPrepareThreads, 4)
   const int64_t entry = blockIdx.x / params.H;
   const int key_head = static_cast<int>(blockIdx.x % params.H);
   const Chunk chunk = params.chunks[entry];
+  ptx::launch_dependents();
   if (chunk.length == 0) {
     return;
   }
+
+  const int64_t heads = int64_t{params.H} * params.group;
+  TokenGates gates = load_gates(params, chunk, key_head * params.group, heads, thread);
 
   // 1. The scores.
   if (thread == 0) {
@@ -399,10 +418,12 @@ __global__ void __launch_bounds__(kPrepareThreads, 4)
   auto& vectors = *reinterpret_cast<ChunkVectors*>(after.record + kRecordVectors);
   for (int member = 0; member < params.group; ++member) {
     const int head = key_head * params.group + member;
-    const int64_t heads = int64_t{params.H} * params.group;
 
     // 2. The masks.
-    load_gates(after.gates, params, chunk, head, heads, thread);
+    if (member > 0) {
+      gates = load_gates(params, chunk, head, heads, thread);
+    }
+    store_gates(after.gates, gates, thread);
     __syncthreads();
     local_masks(after.masks, after.gates, warp, lane);
     __syncthreads();
@@ -497,7 +518,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 4)
     }
   }
   if (thread == 0) {
-    ptx::store_wait<0>();
+    ptx::store_wait_read<0>();  // shared memory outlives the copy; the kernel's end completes it
   }
 }
 

@@ -57,11 +57,14 @@ struct RecurrenceTraits {
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kBoxes = K / 64;
   static constexpr int kStagesQ = K == 256 ? 1 : 2;
-  static constexpr int kStagesK = 2;
+  static constexpr int kStagesK = K == 256 ? 1 : 2;
   static constexpr int kStagesKeys16 = K == 256 ? 1 : 2;
   static constexpr int kStagesRecord = 2;
-  static constexpr int kStagesV = 2;
-  static constexpr int kStagesO = K == 256 ? 1 : 2;
+  static constexpr int kStagesV = K == 256 ? 1 : 2;
+  // A consumer has 255 registers alone in its block, 240 beside another; kWide is what fits the
+  // former only: V - e XS begins under XM, and groups of Q of two slices instead of one.
+  static constexpr bool kWide = kConsumers == 1;
+  static constexpr int kGroupQ = kWide ? 2 : 1;
   static_assert(kSplit == 1 || kTiles == 1);
   static_assert(K == 64 || K == 128 || K == 256);
 };
@@ -96,11 +99,12 @@ template <class R>
 struct RecurrenceShared {
   alignas(1024) char q[R::kStagesQ][R::kBoxes][ptx::kBoxBytes];
   alignas(1024) char k[R::kStagesK][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char keys16[R::kStagesKeys16][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char keys16[R::kStagesKeys16][2][R::kBoxes][ptx::kBoxBytes];  // for S, for M
   alignas(1024) char record[R::kStagesRecord][kRecordStage];
   alignas(1024) char v[R::kStagesV][R::kTiles][ptx::kBoxBytes];
-  alignas(1024) char o[R::kTiles][R::kStagesO][ptx::kBoxBytes];
+  alignas(1024) char park[R::kConsumers][ptx::kBoxBytes];  // R', then O: a warp's own part of a box
   alignas(1024) float4 exchange[R::kSplit == 2 ? 2 : 1][R::kSplit == 2 ? 8 * 128 : 1];
+  float factors[2][kChunk];  // of the converters
   Ring<R::kStagesQ> q_ring;
   Ring<R::kStagesK> k_ring;
   Ring<R::kStagesKeys16> keys16_ring;
@@ -113,6 +117,7 @@ struct RecurrenceShared {
 };
 
 inline constexpr int kConverterWarps = 3;
+inline constexpr int kBarrierConverters = 8;  // a named barrier
 
 /// What a block works on.
 struct RecurrenceWork {
@@ -176,7 +181,8 @@ __device__ __forceinline__ void produce(RecurrenceShared<R>& shared, const CUten
   }
 }
 
-/// The other warps of the producer warpgroup: keys16 = fp16(rk K).
+/// The other warps of the producer warpgroup: keys16 = fp16(g rk K) and fp16(-n rk K), so that R'
+/// is the A operand of every product it enters.
 template <class R>
 __device__ __forceinline__ void convert_keys(RecurrenceShared<R>& shared,
                                              const RecurrenceWork& work, int thread) {
@@ -184,13 +190,19 @@ __device__ __forceinline__ void convert_keys(RecurrenceShared<R>& shared,
     shared.record_ring.wait_full(i);
     shared.k_ring.wait_full(i);
     shared.keys16_ring.wait_empty(i);
+    for (int t = thread; t < kChunk; t += kConverterWarps * 32) {
+      const ChunkVectors& vectors = shared.vectors(shared.record_ring.stage(i));
+      shared.factors[0][t] = vectors.g[t] * vectors.rk[t];
+      shared.factors[1][t] = -vectors.n[t] * vectors.rk[t];
+    }
+    ptx::named_barrier(kBarrierConverters, kConverterWarps * 32);
     const int out = shared.keys16_ring.stage(i);
-    parts::convert_rows<typename R::T, kConverterWarps * 32>(
-        ptx::shared_address(shared.keys16[out]),
+    parts::convert_rows_twice<typename R::T, kConverterWarps * 32>(
+        ptx::shared_address(shared.keys16[out][0]), ptx::shared_address(shared.keys16[out][1]),
         ptx::shared_address(shared.k[shared.k_ring.stage(i)]), R::kBoxes * ptx::kBoxBytes, kChunk,
-        shared.vectors(shared.record_ring.stage(i)).rk, thread);
+        shared.factors[0], shared.factors[1], thread);
     ptx::fence_async_shared();
-    __syncwarp();
+    ptx::named_barrier(kBarrierConverters, kConverterWarps * 32);  // the factors are free again
     if (thread % 32 == 0) {
       ptx::mbarrier_arrive(&shared.keys16_ring.full[out]);
       shared.k_ring.release(i);
@@ -203,7 +215,7 @@ __device__ __forceinline__ void convert_keys(RecurrenceShared<R>& shared,
 template <class R>
 struct Consumer {
   using T = typename R::T;
-  static constexpr int kSlices = R::kWidth / 16;
+  static constexpr int kPairs = R::kWidth / 32;  // of slices of 16 key channels
 
   RecurrenceShared<R>& shared;
   const RecurrenceParams& params;
@@ -264,53 +276,89 @@ struct Consumer {
                              static_cast<uint32_t>(slice % 4 * 32));
   }
 
-  /// The states' slice of 16 key channels as A operand; kAgain: see ptx::pack_again.
-  template <bool kAgain>
-  __device__ __forceinline__ void state_fragment(uint32_t (&a)[4], const float (&X)[R::kWidth / 2],
+  /// out (+)= kCount slices of 16 key channels, from `slice` on, of X^T times the tokens of
+  /// `boxes`: one group. kAgain: see ptx::pack_again.
+  template <bool kAgain, int kCount>
+  __device__ __forceinline__ void state_products(float (&out)[32], const float (&X)[R::kWidth / 2],
+                                                 const char (&boxes)[R::kBoxes][ptx::kBoxBytes],
                                                  int slice) {
-    if constexpr (kAgain) {
-      parts::fragment_again<T>(a, X, slice);
-    } else {
-      parts::fragment<T>(a, X, slice);
+    uint32_t a[kCount][4];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if constexpr (kAgain) {
+        parts::fragment_again<T>(a[i], X, slice + i);
+      } else {
+        parts::fragment<T>(a[i], X, slice + i);
+      }
     }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      ptx::wgmma_ra<T, ptx::Major::kK>(out, a[i], slice_of(boxes, slice + i), slice + i != 0);
+    }
+    ptx::wgmma_commit();
   }
 };
 
-// Named barriers of the split: W exchanged; region of half 0, 1 read; O exchanged; O staged.
-// Without the split tile_barrier(0) of each tile (ids 1, 2).
+// Named barriers of the split: W exchanged; then for each half: its region read by the other half
+// (W), written again (O), read again.
 inline constexpr int kBarrierW = 1;
-inline constexpr int kBarrierRead = 2;
-inline constexpr int kBarrierO = 4;
-inline constexpr int kBarrierStaged = 5;
+inline constexpr int kBarrierReadW = 2;
+inline constexpr int kBarrierWrittenO = 4;
+inline constexpr int kBarrierReadO = 6;
 
-/// o of the chunk from its box in shared memory, which every thread has written and fenced.
-template <class R>
-__device__ __forceinline__ void write_output(const CUtensorMap& o_map,
-                                             const RecurrenceParams& params,
-                                             const RecurrenceWork& work, const Chunk& chunk,
-                                             const char* box, int value, int thread, int threads) {
-  if (chunk.length == kChunk) {
-    if (thread == 0) {
-      ptx::tma_store(&o_map, box, value, work.head, static_cast<int>(chunk.token));
-      ptx::store_commit();
-    }
-    return;
+/// out = column factors times x, for columns 16 j .. 16 j + 15.
+__device__ __forceinline__ void scale_columns(float (&out)[32], const float (&x)[32],
+                                              const float* vector, int j) {
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    const float2 factor = parts::column_pair(vector, 2 * j + word / 2);
+    out[8 * j + 2 * word] = factor.x * x[8 * j + 2 * word];
+    out[8 * j + 2 * word + 1] = factor.y * x[8 * j + 2 * word + 1];
   }
-  auto* o = static_cast<typename R::T*>(params.o);  // a short chunk: its own rows only
-  o += (chunk.token * params.HV + work.head) * params.V + value + thread % 8 * 8;
-#pragma unroll 1
-  for (int row = thread / 8; row < chunk.length; row += threads / 8) {
-    *reinterpret_cast<uint4*>(o + int64_t{row} * params.HV * params.V) =
-        *reinterpret_cast<const uint4*>(box + parts::box_offset(row, thread % 8 * 8));
+}
+
+/// Writes `first` .. first + kTokens - 1 of the chunk's tokens of O^T, 16 value channels of this
+/// warp: turned in the warp's own part of a box, then whole 32-byte sectors to global memory.
+template <class R, int kTokens>
+__device__ __forceinline__ void store_output(const RecurrenceParams& params,
+                                             const RecurrenceWork& work, const Chunk& chunk,
+                                             const char* box, const float (&O)[kTokens / 2],
+                                             int value, int warp, int lane, int first) {
+  using T = typename R::T;
+  const uint32_t address = ptx::shared_address(box);
+  __syncwarp();  // what was parked here has been read
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; j += 2) {
+    ptx::stmatrix_trans(
+        parts::transposed_lane(address, warp, lane) + j * 1024,
+        ptx::pack<T>(O[4 * j], O[4 * j + 1]), ptx::pack<T>(O[4 * j + 2], O[4 * j + 3]),
+        ptx::pack<T>(O[4 * j + 4], O[4 * j + 5]), ptx::pack<T>(O[4 * j + 6], O[4 * j + 7]));
+  }
+  __syncwarp();
+  const int row = lane / 2;
+  const int unit = 2 * warp + lane % 2;
+  const int64_t stride = int64_t{params.HV} * params.V;
+  auto* o = static_cast<T*>(params.o) + (chunk.token + first + row) * stride +
+            int64_t{work.head} * params.V + value + unit * 8;
+#pragma unroll
+  for (int at = 0; at < kTokens; at += 16) {
+    uint4 words;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "r"(address + parts::box_offset(row, unit * 8) + at * 128));
+    if (first + at + row < chunk.length) {
+      *reinterpret_cast<uint4*>(o + at * stride) = words;
+    }
   }
 }
 
 template <class R>
-__device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const CUtensorMap& o_map,
-                                        const RecurrenceParams& params, const RecurrenceWork& work,
-                                        int consumer, int thread) {
+__device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const RecurrenceParams& params,
+                                        const RecurrenceWork& work, int consumer, int thread) {
   using T = typename R::T;
   using ptx::Major;
+  constexpr int kPairs = Consumer<R>::kPairs;
   Consumer<R> self{shared,
                    params,
                    work,
@@ -329,6 +377,7 @@ __device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const CUten
   const int value = work.value + tile * 64;
   const int column = 2 * (lane % 4);
   const uint32_t lane_offset = parts::transposed_lane(0, warp, lane);
+  const uint32_t park = ptx::shared_address(shared.park[consumer]) + lane_offset;
   self.load_state(S, params.initial_S);
   self.load_state(M, params.initial_M);
 
@@ -336,81 +385,98 @@ __device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const CUten
     const int record = shared.record_ring.stage(i);
     const ChunkVectors& vectors = shared.vectors(record);
 
-    // X: XS^T = S^T K^T, XM^T = M^T K^T.
+    // X: XS^T = S^T K^T, then XM^T = M^T K^T; under the latter V^T - e XS^T begins.
     float XS[32];
     float XM[32];
     shared.k_ring.wait_full(i);
     const auto& keys = shared.k[shared.k_ring.stage(i)];
 #pragma unroll
-    for (int slice = 0; slice < Consumer<R>::kSlices; ++slice) {
-      uint32_t a[4];
-      uint32_t b[4];
-      if (slice > 0) {
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (pair > 0) {  // nothing is in flight before
         ptx::wgmma_wait<1>();
       }
-      self.template state_fragment<false>(a, S, slice);
-      self.template state_fragment<false>(b, M, slice);
-      ptx::wgmma_fence();
-      ptx::wgmma_ra<T, Major::kK>(XS, a, self.slice_of(keys, slice), slice != 0);
-      ptx::wgmma_ra<T, Major::kK>(XM, b, self.slice_of(keys, slice), slice != 0);
-      ptx::wgmma_commit();
+      self.template state_products<false, 2>(XS, S, keys, 2 * pair);
     }
     shared.record_ring.wait_full(i);
     shared.v_ring.wait_full(i);
+    const uint32_t v_address =
+        ptx::shared_address(shared.v[shared.v_ring.stage(i)][tile]) + lane_offset;
+    float Wf[32];
+    const auto begin_W = [&](int j) {  // for 16 tokens
+      uint32_t v[4] = {0, 0, 0, 0};
+      if (R::kSplit == 1 || half == 0) {
+        ptx::ldmatrix_trans(v, v_address + j * 2048);
+      }
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const float2 e = parts::column_pair(vectors.e + column, 2 * j + word / 2);
+        const float2 pair = ptx::unpack<T>(v[word]);
+        Wf[8 * j + 2 * word] = fmaf(-e.x, XS[8 * j + 2 * word], pair.x);
+        Wf[8 * j + 2 * word + 1] = fmaf(-e.y, XS[8 * j + 2 * word + 1], pair.y);
+      }
+    };
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      ptx::wgmma_wait<1>();
+      self.template state_products<false, 2>(XM, M, keys, 2 * pair);
+      if (pair == 1) {
+        ptx::wgmma_touch(XS);
+      }
+      if (R::kWide && pair >= 1) {
+        begin_W(pair - 1);
+      }
+    }
+#pragma unroll
+    for (int j = kPairs - 1; R::kWide && j < 4; ++j) {
+      begin_W(j);
+    }
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(XS);
     ptx::wgmma_touch(XM);
+#pragma unroll
+    for (int j = 0; !R::kWide && j < 4; ++j) {
+      begin_W(j);
+    }
     if (releases) {
       shared.k_ring.release(i);
     }
 
     // W^T = V^T - e XS^T + c XM^T
     uint32_t W[4][4];
-    const uint32_t v_address =
-        ptx::shared_address(shared.v[shared.v_ring.stage(i)][tile]) + lane_offset;
 #pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      uint32_t v[4];
-      if (R::kSplit == 1 || half == 0) {
-        ptx::ldmatrix_trans(v, v_address + j * 1024);
-      } else {
-        v[0] = v[1] = v[2] = v[3] = 0;
-      }
+    for (int j = 0; j < 8; ++j) {
+      const float2 c = parts::column_pair(vectors.c + column, j);
 #pragma unroll
-      for (int jj = 0; jj < 2; ++jj) {
-        const int at = 4 * (j + jj);
-        const float2 e = parts::column_pair(vectors.e + column, j + jj);
-        const float2 c = parts::column_pair(vectors.c + column, j + jj);
-        const float2 v0 = ptx::unpack<T>(v[2 * jj]);
-        const float2 v1 = ptx::unpack<T>(v[2 * jj + 1]);
-        XS[at] = fmaf(c.x, XM[at], fmaf(-e.x, XS[at], v0.x));
-        XS[at + 1] = fmaf(c.y, XM[at + 1], fmaf(-e.y, XS[at + 1], v0.y));
-        XS[at + 2] = fmaf(c.x, XM[at + 2], fmaf(-e.x, XS[at + 2], v1.x));
-        XS[at + 3] = fmaf(c.y, XM[at + 3], fmaf(-e.y, XS[at + 3], v1.y));
-      }
-      if constexpr (R::kSplit == 1) {
-        parts::fragment<__half>(W[j / 2], XS, j / 2);
+      for (int at = 4 * j; at < 4 * j + 4; at += 2) {
+        Wf[at] = fmaf(c.x, XM[at], Wf[at]);
+        Wf[at + 1] = fmaf(c.y, XM[at + 1], Wf[at + 1]);
       }
     }
-    if constexpr (R::kSplit == 2) {
+    if constexpr (R::kSplit == 1) {
+#pragma unroll
+      for (int slice = 0; slice < 4; ++slice) {
+        parts::fragment<__half>(W[slice], Wf, slice);
+      }
+    } else {
+      if (i > 0) {
+        ptx::named_barrier(kBarrierReadO + half, 256);
+      }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        shared.exchange[half][j * 128 + thread] = {XS[4 * j], XS[4 * j + 1], XS[4 * j + 2],
-                                                   XS[4 * j + 3]};
-      }
-      if (half == 0 && thread == 0) {
-        ptx::store_wait_read<0>();  // the output of the chunk before has left its box
+        shared.exchange[half][j * 128 + thread] = {Wf[4 * j], Wf[4 * j + 1], Wf[4 * j + 2],
+                                                   Wf[4 * j + 3]};
       }
       ptx::named_barrier(kBarrierW, 256);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float4 other = shared.exchange[1 - half][j * 128 + thread];
-        W[j / 2][j % 2 * 2] = ptx::pack_half(XS[4 * j] + other.x, XS[4 * j + 1] + other.y);
-        W[j / 2][j % 2 * 2 + 1] = ptx::pack_half(XS[4 * j + 2] + other.z, XS[4 * j + 3] + other.w);
+        W[j / 2][j % 2 * 2] = ptx::pack_half(Wf[4 * j] + other.x, Wf[4 * j + 1] + other.y);
+        W[j / 2][j % 2 * 2 + 1] = ptx::pack_half(Wf[4 * j + 2] + other.z, Wf[4 * j + 3] + other.w);
       }
+      ptx::named_barrier_arrive(kBarrierReadW + 1 - half, 256);
     }
-    if constexpr (R::kSplit == 2) {
-      ptx::named_barrier_arrive(kBarrierRead + 1 - half, 256);
+
+    if (releases) {
+      shared.v_ring.release(i);
     }
 
     // R: R'^T = W^T T^T
@@ -425,161 +491,139 @@ __device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const CUten
     }
     ptx::wgmma_commit();
 
-    // Q: S^T Q^T, then M^T Q^T; R' is rounded meanwhile.
+    // Q: S^T Q^T, then M^T Q^T. Under the former R' is rounded and parked in shared memory; under
+    // the latter the states are scaled in place: the products in flight hold rounded copies.
     float OS[32];
     float OM[32];
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(Rt);
-    parts::store_transposed<__half>(v_address, Rt);  // parked in the box of v: this warp's part of
-    __syncwarp();                                    // it, read and written by this warp alone
     shared.q_ring.wait_full(i);
     const auto& queries = shared.q[shared.q_ring.stage(i)];
+    constexpr int kGroup = R::kGroupQ;
+    constexpr int kGroups = R::kWidth / 16 / kGroup;
 #pragma unroll
-    for (int slice = 0; slice < Consumer<R>::kSlices; ++slice) {
-      uint32_t a[4];
+    for (int group = 0; group < kGroups; ++group) {
       ptx::wgmma_wait<1>();
-      self.template state_fragment<true>(a, S, slice);
-      ptx::wgmma_fence();
-      ptx::wgmma_ra<T, Major::kK>(OS, a, self.slice_of(queries, slice), slice != 0);
-      ptx::wgmma_commit();
+      self.template state_products<true, kGroup>(OS, S, queries, kGroup * group);
+      if (group == 1) {
+        ptx::wgmma_touch(Rt);
+        parts::store_transposed<__half>(park, Rt);
+        __syncwarp();
+      }
     }
-#pragma unroll
-    for (int slice = 0; slice < Consumer<R>::kSlices; ++slice) {
-      uint32_t a[4];
-      ptx::wgmma_wait<1>();
-      self.template state_fragment<true>(a, M, slice);
-      ptx::wgmma_fence();
-      ptx::wgmma_ra<T, Major::kK>(OM, a, self.slice_of(queries, slice), slice != 0);
-      ptx::wgmma_commit();
-    }
-
-    // a_C S - b_C M and m M, in place: the products in flight hold rounded copies.
     const float a_end = vectors.a_end;
     const float b_end = vectors.b_end;
     const float m_end = vectors.m_end;
+    float O[32];  // O^T = a OS^T - b OM^T + R'^T PGD^T
 #pragma unroll
-    for (int at = 0; at < R::kWidth / 2; ++at) {
-      S[at] = fmaf(-b_end, M[at], a_end * S[at]);
-      M[at] *= m_end;
+    for (int group = 0; group < kGroups; ++group) {
+      ptx::wgmma_wait<1>();
+      self.template state_products<true, kGroup>(OM, M, queries, kGroup * group);
+      if (group == 1) {
+        ptx::wgmma_touch(OS);
+      }
+      if (group >= 1 && group <= 4) {
+        scale_columns(O, OS, vectors.a + column, group - 1);
+      }
+#pragma unroll
+      for (int at = 8 * kGroup * group; at < 8 * kGroup * (group + 1);
+           ++at) {  // a_C S - b_C M, m M
+        S[at] = fmaf(-b_end, M[at], a_end * S[at]);
+        M[at] *= m_end;
+      }
     }
-
+#pragma unroll
+    for (int j = kGroups - 1; j < 4; ++j) {
+      scale_columns(O, OS, vectors.a + column, j);
+    }
+    const Chunk chunk = params.chunks[work.begin + i];
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(OS);
     ptx::wgmma_touch(OM);
     if (releases) {
       shared.q_ring.release(i);
     }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {  // O^T = a OS^T - b OM^T
-      const float2 a = parts::column_pair(vectors.a + column, j);
+    for (int j = 0; j < 8; ++j) {
       const float2 b = parts::column_pair(vectors.b + column, j);
 #pragma unroll
       for (int at = 4 * j; at < 4 * j + 4; at += 2) {
-        OS[at] = fmaf(-b.x, OM[at], a.x * OS[at]);
-        OS[at + 1] = fmaf(-b.y, OM[at + 1], a.y * OS[at + 1]);
+        O[at] = fmaf(-b.x, OM[at], O[at]);
+        O[at + 1] = fmaf(-b.y, OM[at + 1], O[at + 1]);
       }
     }
 
+    // U: the output's last product, then S^T += (g R')^T K, M^T -= (n R')^T K.
+    const uint32_t PGD = ptx::shared_address(shared.record[record] + kRecordPGD);
+    shared.keys16_ring.wait_full(i);
+    const auto& keys16 = shared.keys16[shared.keys16_ring.stage(i)];
+    const uint32_t keys_S = ptx::shared_address(keys16[0][half * (R::kWidth / 64)]);
+    const uint32_t keys_M = ptx::shared_address(keys16[1][half * (R::kWidth / 64)]);
     uint32_t R16[4][4];
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
-      ptx::ldmatrix_trans(R16[slice], v_address + slice * 2048);
+      ptx::ldmatrix_trans(R16[slice], park + slice * 2048);
     }
-    ptx::fence_async_shared();
-    __syncwarp();
-    if (releases) {
-      shared.v_ring.release(i);
-    }
-
-    // U: the updates, with the output's last product before them.
     float own[16];  // split: this half's 32 tokens of O
-    const uint32_t PGD = ptx::shared_address(shared.record[record] + kRecordPGD);
     if constexpr (R::kSplit == 2) {
-      ptx::named_barrier(kBarrierRead + half, 256);
+      ptx::named_barrier(kBarrierReadW + half, 256);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float other[4];
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
-          own[4 * j + x] = half == 0 ? OS[4 * j + x] : OS[16 + 4 * j + x];
-          other[x] = half == 0 ? OS[16 + 4 * j + x] : OS[4 * j + x];
+          own[4 * j + x] = half == 0 ? O[4 * j + x] : O[16 + 4 * j + x];
+          other[x] = half == 0 ? O[16 + 4 * j + x] : O[4 * j + x];
         }
         shared.exchange[half][j * 128 + thread] = {other[0], other[1], other[2], other[3]};
       }
-      ptx::named_barrier(kBarrierO, 256);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float4 other = shared.exchange[1 - half][j * 128 + thread];
-        own[4 * j] += other.x;
-        own[4 * j + 1] += other.y;
-        own[4 * j + 2] += other.z;
-        own[4 * j + 3] += other.w;
-      }
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        ptx::wgmma_ra<__half, Major::kK>(own, R16[slice],
-                                         ptx::descriptor_k(PGD + half * (32 * 128) + slice * 32));
-      }
-    } else {
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        ptx::wgmma_ra<__half, Major::kK>(OS, R16[slice], ptx::descriptor_k(PGD + slice * 32));
-      }
+      ptx::named_barrier_arrive(kBarrierWrittenO + half, 256);  // written; read before the output
     }
-    ptx::wgmma_commit();
-
-    shared.keys16_ring.wait_full(i);
-    const uint32_t keys16 =
-        ptx::shared_address(shared.keys16[shared.keys16_ring.stage(i)][half * (R::kWidth / 64)]);
-    uint32_t U[4][4];
-    parts::scaled_fragments(U, R16, vectors.g + column, 1.0f);
     ptx::wgmma_fence();
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(S, U[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      const uint64_t b = ptx::descriptor_k(PGD + half * (32 * 128) + slice * 32);
+      if constexpr (R::kSplit == 2) {
+        ptx::wgmma_ra<__half, Major::kK>(own, R16[slice], b);
+      } else {
+        ptx::wgmma_ra<__half, Major::kK>(O, R16[slice], b);
+      }
     }
     ptx::wgmma_commit();
-    uint32_t N[4][4];
-    parts::scaled_fragments(N, R16, vectors.n + column, -1.0f);
     ptx::wgmma_fence();
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(M, N[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      ptx::wgmma_ra<__half, Major::kMN>(S, R16[slice],
+                                        ptx::descriptor_mn(keys_S + slice * 2048, ptx::kBoxBytes));
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::wgmma_ra<__half, Major::kMN>(M, R16[slice],
+                                        ptx::descriptor_mn(keys_M + slice * 2048, ptx::kBoxBytes));
     }
     ptx::wgmma_commit();
 
     // The output, under the updates.
     ptx::wgmma_wait<2>();
-    const Chunk chunk = params.chunks[work.begin + i];
     if constexpr (R::kSplit == 2) {
       ptx::wgmma_touch(own);
-      char* box = shared.o[0][0];
-      const uint32_t address = ptx::shared_address(box) + lane_offset + half * 4096;
+      ptx::named_barrier(kBarrierWrittenO + 1 - half, 256);
+      float sum[16];
 #pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        ptx::stmatrix_trans(address + j * 1024, ptx::pack<T>(own[4 * j], own[4 * j + 1]),
-                            ptx::pack<T>(own[4 * j + 2], own[4 * j + 3]),
-                            ptx::pack<T>(own[4 * j + 4], own[4 * j + 5]),
-                            ptx::pack<T>(own[4 * j + 6], own[4 * j + 7]));
+      for (int j = 0; j < 4; ++j) {
+        const float4 other = shared.exchange[1 - half][j * 128 + thread];
+        sum[4 * j] = own[4 * j] + other.x;
+        sum[4 * j + 1] = own[4 * j + 1] + other.y;
+        sum[4 * j + 2] = own[4 * j + 2] + other.z;
+        sum[4 * j + 3] = own[4 * j + 3] + other.w;
       }
-      ptx::fence_async_shared();
-      ptx::named_barrier(kBarrierStaged, 256);
-      write_output<R>(o_map, params, work, chunk, box, value, half * 128 + thread, 256);
-      // A short chunk is the last one: nothing writes the box again before it is read.
+      if (i + 1 < work.chunks) {
+        ptx::named_barrier_arrive(kBarrierReadO + 1 - half, 256);
+      }
+      store_output<R, 32>(params, work, chunk, shared.park[consumer], sum, value, warp, lane,
+                          32 * half);
     } else {
-      ptx::wgmma_touch(OS);
-      char* box = shared.o[tile][i % R::kStagesO];
-      parts::store_transposed<T>(ptx::shared_address(box) + lane_offset, OS);
-      ptx::fence_async_shared();
-      if (thread == 0) {
-        ptx::store_wait_read<0>();  // the other box is free once everyone is past the barrier
-      }
-      ptx::named_barrier(1 + tile, 128);
-      write_output<R>(o_map, params, work, chunk, box, value, thread, 128);
+      ptx::wgmma_touch(O);
+      store_output<R, 64>(params, work, chunk, shared.park[consumer], O, value, warp, lane, 0);
     }
 
     ptx::wgmma_wait<0>();
@@ -592,15 +636,12 @@ __device__ __forceinline__ void consume(RecurrenceShared<R>& shared, const CUten
   }
   self.store_state(S, params.final_S);
   self.store_state(M, params.final_M);
-  if (thread == 0) {
-    ptx::store_wait<0>();
-  }
 }
 
 template <class R>
 __global__ void __launch_bounds__(R::kThreads, 1)
     recurrence(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
-               const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap o_map,
+               const __grid_constant__ CUtensorMap v_map,
                const __grid_constant__ RecurrenceParams params) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<RecurrenceShared<R>*>(memory);
@@ -634,6 +675,7 @@ __global__ void __launch_bounds__(R::kThreads, 1)
     }
     const int producer_thread = thread - 128 * R::kConsumers;
     if (producer_thread == 0) {
+      ptx::wait_for_dependencies();  // the records: written by the kernel before
       produce<R>(shared, q_map, k_map, v_map, params, work);
     } else if (producer_thread >= 32) {
       convert_keys<R>(shared, work, producer_thread - 32);
@@ -642,7 +684,7 @@ __global__ void __launch_bounds__(R::kThreads, 1)
     if constexpr (R::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    consume<R>(shared, o_map, params, work, warpgroup, thread % 128);
+    consume<R>(shared, params, work, warpgroup, thread % 128);
   }
 }
 

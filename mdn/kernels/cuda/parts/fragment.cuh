@@ -45,18 +45,14 @@ __device__ __forceinline__ void scaled_fragments(uint32_t (&a)[4][4], const floa
   }
 }
 
-/// The same of a matrix that is already in fp16 fragments: out = fp16(sign * d * vector[column]).
-__device__ __forceinline__ void scaled_fragments(uint32_t (&out)[4][4], const uint32_t (&d)[4][4],
-                                                 const float* vector, float sign) {
+/// The same of one slice that is already in fp16: out = fp16(sign * d * vector[column]).
+__device__ __forceinline__ void scaled_fragment(uint32_t (&out)[4], const uint32_t (&d)[4],
+                                                const float* vector, int slice, float sign) {
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float2 factor = column_pair(vector, j);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 pair = ptx::unpack<__half>(d[j / 2][j % 2 * 2 + i]);
-      out[j / 2][j % 2 * 2 + i] =
-          ptx::pack_half(sign * factor.x * pair.x, sign * factor.y * pair.y);
-    }
+  for (int i = 0; i < 4; ++i) {
+    const float2 factor = column_pair(vector, 2 * slice + i / 2);
+    const float2 pair = ptx::unpack<__half>(d[i]);
+    out[i] = ptx::pack_half(sign * factor.x * pair.x, sign * factor.y * pair.y);
   }
 }
 

@@ -102,4 +102,33 @@ __device__ __forceinline__ void convert_rows(uint32_t out, uint32_t in, int byte
   }
 }
 
+/// Two scaled copies at once: first = fp16(a[row] * in), second = fp16(b[row] * in).
+template <class T, int kThreads>
+__device__ __forceinline__ void convert_rows_twice(uint32_t first, uint32_t second, uint32_t in,
+                                                   int bytes, int rows, const float* a,
+                                                   const float* b, int thread) {
+#pragma unroll 2
+  for (int at = thread * 16; at < bytes; at += kThreads * 16) {
+    const float factor_a = a[(at / 128) & (rows - 1)];
+    const float factor_b = b[(at / 128) & (rows - 1)];
+    uint32_t x[4];
+    uint32_t y[4];
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(in + at));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = ptx::unpack<T>(x[i]);
+      x[i] = ptx::pack_half(pair.x * factor_a, pair.y * factor_a);
+      y[i] = ptx::pack_half(pair.x * factor_b, pair.y * factor_b);
+    }
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[0]),
+                 "r"(x[1]), "r"(x[2]), "r"(x[3])
+                 : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(second + at), "r"(y[0]),
+                 "r"(y[1]), "r"(y[2]), "r"(y[3])
+                 : "memory");
+  }
+}
+
 }  // namespace mdn::kernels::cuda::parts

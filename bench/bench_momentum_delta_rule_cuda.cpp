@@ -1,0 +1,300 @@
+// Speed of momentum_delta_rule on a GPU, as tables in Markdown: the published shapes on the kernels
+// that dispatch chooses and on the portable ones, and the decode step. L2 is flushed before every
+// timed call, medians of 30; the copy bandwidth is measured in the same run.
+//
+//     bench_momentum_delta_rule_cuda [shapes] [portable] [decode]      (nothing: all of them)
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/device_inputs.h"
+#include "bench/momentum_delta_rule_calls.h"
+#include "mdn/core/error.h"
+#include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/dispatch.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/portable.h"
+
+namespace mdn::bench {
+namespace {
+
+using kernels::MomentumDeltaRuleBackward;
+using kernels::MomentumDeltaRuleForward;
+using kernels::MomentumDeltaRuleProblem;
+using kernels::MomentumDeltaRuleSizes;
+using kernels::MomentumDeltaRuleStep;
+using kernels::cuda::Path;
+
+// bf16 matrix product of 8192³ on the same kind of GPU (docs/design/momentum_delta_rule_decode.md).
+constexpr double kMatmulPeak = 807e12;
+constexpr double kMiB = 1 << 20;
+
+/// A published shape with what others need for it (forward / forward + backward).
+struct Shape {
+  const char* name;
+  int64_t B, T, H, K, V;
+  const char* authors;
+  const char* gdn;
+};
+
+constexpr Shape kShapes[] = {
+    {"8,4096,6,128,256", 8, 4096, 6, 128, 256, "1.79 / 7.37, 2045 MiB", "0.94 / 2.99, 1035 MiB"},
+    {"8,4096,8,128,128", 8, 4096, 8, 128, 128, "1.69 / 7.62, 2023 MiB", "0.91 / 3.41, 868 MiB"},
+    {"4,4096,6,256,512", 4, 4096, 6, 256, 512, "4.17 / 11.98, 2751 MiB", "not measured"},
+    {"1,32768,8,128,128", 1, 32768, 8, 128, 128, "not measured", "not measured"},
+};
+
+class Device {
+ public:
+  void* take(size_t bytes) {
+    if (bytes == 0) {
+      return nullptr;
+    }
+    void* memory = nullptr;
+    MDN_CUDA_CHECK(cudaMalloc(&memory, bytes));
+    taken_.emplace_back(memory, &release);
+    return memory;
+  }
+  float* floats(int64_t count) { return static_cast<float*>(take(count * sizeof(float))); }
+
+ private:
+  static void release(void* memory) { cudaFree(memory); }
+  std::vector<std::unique_ptr<void, void (*)(void*)>> taken_;
+};
+
+/// The tensors and calls of one shape.
+struct Calls {
+  MomentumDeltaRuleForward forward;
+  MomentumDeltaRuleBackward backward;
+  MomentumDeltaRuleSizes sizes;
+
+  Calls(Device& device, const Shape& s, DType dtype, bool portable) {
+    MomentumDeltaRuleProblem p;
+    p.B = p.N = s.B;
+    p.T = s.T;
+    p.H = p.HV = s.H;
+    p.K = s.K;
+    p.V = s.V;
+    p.dtype = dtype;
+    p.scale = 1 / std::sqrt(static_cast<double>(s.K));
+    p.l2norm = true;
+    sizes = kernels::cuda::sizes(p);
+    if (portable) {
+      sizes = {0, kernels::cuda::portable_backward_workspace(p), 0};
+    }
+    const int64_t qk = p.B * p.T * p.H * p.K;
+    const int64_t vo = p.B * p.T * p.HV * p.V;
+    const int64_t gates = p.B * p.T * p.HV;
+    uint64_t seed = 1;
+    const auto normal = [&](int64_t count) {
+      void* memory = device.take(count * size_of(dtype));
+      fill_normal(memory, count, dtype, 1.0f, seed++);
+      return memory;
+    };
+    float* gate[4];
+    for (float*& g : gate) {
+      g = device.floats(gates);
+    }
+    fill_layer_gates(gate[0], gate[1], gate[2], gate[3], gates, seed++);
+    forward.problem = p;
+    forward.inputs = {normal(qk), normal(qk), normal(vo), gate[0], gate[1],
+                      gate[2],    gate[3],    nullptr,    nullptr, nullptr};
+    forward.o = device.take(vo * size_of(dtype));
+    forward.saved = device.take(sizes.saved);
+    forward.workspace = device.take(sizes.forward_workspace);
+    backward.problem = p;
+    backward.inputs = forward.inputs;
+    backward.saved = forward.saved;
+    backward.d_o = normal(vo);
+    backward.d_q = device.take(qk * size_of(dtype));
+    backward.d_k = device.take(qk * size_of(dtype));
+    backward.d_v = device.take(vo * size_of(dtype));
+    backward.d_alpha = device.floats(gates);
+    backward.d_mu = device.floats(gates);
+    backward.d_eta = device.floats(gates);
+    backward.d_beta = device.floats(gates);
+    backward.workspace = device.take(sizes.backward_workspace);
+  }
+};
+
+/// Bytes that must move: every input read once, every output written once.
+double forward_bytes(const MomentumDeltaRuleProblem& p) {
+  const double tokens = static_cast<double>(p.B * p.T);
+  const double element = static_cast<double>(size_of(p.dtype));
+  return tokens * (element * static_cast<double>(2 * p.H * p.K + 2 * p.HV * p.V) +
+                   4.0 * 4.0 * static_cast<double>(p.HV));
+}
+double backward_bytes(const MomentumDeltaRuleProblem& p) {
+  const double tokens = static_cast<double>(p.B * p.T);
+  const double element = static_cast<double>(size_of(p.dtype));
+  return tokens * (element * static_cast<double>(4 * p.H * p.K + 3 * p.HV * p.V) +
+                   4.0 * 8.0 * static_cast<double>(p.HV));
+}
+
+void print_shapes(bool portable, double copy, cudaStream_t stream) {
+  fmt::print("\n## {} (bf16, l2norm inside, gates as the layer makes them)\n\n",
+             portable ? "Portable kernels" : "Kernels that dispatch chooses");
+  fmt::print(
+      "| shape (B,T,H,K,V) | kernels | forward ms | backward ms | both ms | TFLOP/s forward, "
+      "backward | of {:.0f} TFLOP/s | copy time of the least bytes, ms | extra memory MiB | "
+      "authors ms, memory | FLA's GDN |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+      kMatmulPeak * 1e-12);
+  for (const Shape& shape : kShapes) {
+    Device device;
+    Calls calls(device, shape, DType::kBFloat16, portable);
+    const MomentumDeltaRuleProblem& p = calls.forward.problem;
+    const auto forward = [&] {
+      portable ? kernels::cuda::portable_forward(calls.forward, stream)
+               : kernels::cuda::forward(calls.forward, stream);
+    };
+    const auto backward = [&] {
+      portable ? kernels::cuda::portable_backward(calls.backward, stream)
+               : kernels::cuda::backward(calls.backward, stream);
+    };
+    const int repeats = portable ? 3 : 30;
+    const double forward_ms = time_on_device(forward, stream, repeats);
+    const double backward_ms = time_on_device(backward, stream, repeats);
+    const double both_ms = time_on_device(
+        [&] {
+          forward();
+          backward();
+        },
+        stream, repeats);
+    const auto choice = kernels::cuda::choose(p, kernels::cuda::device_facts());
+    const double extra = static_cast<double>(p.B * p.T * p.HV * p.V) * 2 + calls.sizes.saved +
+                         std::max(calls.sizes.forward_workspace, calls.sizes.backward_workspace);
+    const double forward_rate = forward_flops(p) / (forward_ms * 1e-3);
+    const double backward_rate = backward_flops(p) / (backward_ms * 1e-3);
+    fmt::print(
+        "| {} | {} | {:.3f} | {:.3f} | {:.3f} | {:.1f}, {:.1f} | {:.1f}%, {:.1f}% | {:.3f}, "
+        "{:.3f} | {:.0f} | {} | {} |\n",
+        shape.name, portable ? "portable" : describe(choice), forward_ms, backward_ms, both_ms,
+        forward_rate * 1e-12, backward_rate * 1e-12, 100 * forward_rate / kMatmulPeak,
+        100 * backward_rate / kMatmulPeak, forward_bytes(p) / copy * 1e3,
+        backward_bytes(p) / copy * 1e3, extra / kMiB, shape.authors, shape.gdn);
+    std::fflush(stdout);
+  }
+}
+
+/// The step at a batch size, in a graph of many steps whose pools together pass the L2 cache many
+/// times, so that every step finds its states in memory.
+void print_decode(double copy, double in_place, cudaStream_t stream) {
+  constexpr int64_t H = 6, K = 128, V = 256;
+  constexpr int64_t kPoolBytes = int64_t{2} << 30;
+  fmt::print("\n## Decode step ({} heads, K {}, V {}, bf16 q, k, v)\n\n", H, K, V);
+  fmt::print(
+      "One call: events around a single call after a flush of L2. In a graph: a replay of "
+      "many steps, each with another pool of states, by their number. Bandwidth and shares "
+      "are those of the graph.\n\n");
+  fmt::print(
+      "| batch | states | one call µs | in a graph µs | GB/s | of copy ({:.2f} TB/s) | of an "
+      "in-place update ({:.2f} TB/s) | floor µs |\n|---|---|---|---|---|---|---|---|\n",
+      copy * 1e-12, in_place * 1e-12);
+  for (DType state_dtype : {DType::kFloat32, DType::kFloat16}) {
+    for (int64_t B : {1, 4, 16, 64, 256}) {
+      Device device;
+      const int64_t states = B * H * V * K;
+      const int64_t state_bytes = states * static_cast<int64_t>(size_of(state_dtype));
+      const int64_t pools = std::clamp<int64_t>(kPoolBytes / (2 * state_bytes), 4, 200);
+      MomentumDeltaRuleStep step;
+      step.B = B;
+      step.H = step.HV = H;
+      step.K = K;
+      step.V = V;
+      step.dtype = DType::kBFloat16;
+      step.scale = 1 / std::sqrt(static_cast<double>(K));
+      step.l2norm = true;
+      step.state_dtype = state_dtype;
+      uint64_t seed = 1;
+      const auto normal = [&](int64_t count, DType dtype, float deviation) {
+        void* memory = device.take(count * size_of(dtype));
+        fill_normal(memory, count, dtype, deviation, seed++);
+        return memory;
+      };
+      step.q = normal(B * H * K, DType::kBFloat16, 1);
+      step.k = normal(B * H * K, DType::kBFloat16, 1);
+      step.v = normal(B * H * V, DType::kBFloat16, 1);
+      step.o = device.take(B * H * V * 2);
+      float* gate[4];
+      for (float*& g : gate) {
+        g = device.floats(B * H);
+      }
+      fill_layer_gates(gate[0], gate[1], gate[2], gate[3], B * H, seed++);
+      step.alpha = gate[0];
+      step.mu = gate[1];
+      step.eta = gate[2];
+      step.beta = gate[3];
+      std::vector<MomentumDeltaRuleStep> steps;
+      for (int64_t i = 0; i < pools; ++i) {
+        step.S = normal(states, state_dtype, 0.1f);
+        step.M = normal(states, state_dtype, 0.1f);
+        steps.push_back(step);
+      }
+      MDN_CUDA_CHECK(cudaDeviceSynchronize());
+      const double one =
+          time_on_device([&] { kernels::cuda::step(steps[0], stream); }, stream) * 1e3;
+      cudaGraph_t graph = nullptr;
+      cudaGraphExec_t replay = nullptr;
+      MDN_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      for (const MomentumDeltaRuleStep& each : steps) {
+        kernels::cuda::step(each, stream);
+      }
+      MDN_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+      MDN_CUDA_CHECK(cudaGraphInstantiate(&replay, graph, 0));
+      const double many =
+          time_unflushed([&] { MDN_CUDA_CHECK(cudaGraphLaunch(replay, stream)); }, stream) * 1e3 /
+          static_cast<double>(pools);
+      MDN_CUDA_CHECK(cudaGraphExecDestroy(replay));
+      MDN_CUDA_CHECK(cudaGraphDestroy(graph));
+      const double bytes = static_cast<double>(4 * state_bytes) +
+                           static_cast<double>(B * H * (2 * K + 2 * V) * 2 + B * H * 16);
+      const double rate = bytes / (many * 1e-6);
+      fmt::print("| {} | {} | {:.2f} | {:.2f} | {:.0f} | {:.1f}% | {:.1f}% | {:.2f} |\n", B,
+                 name_of(state_dtype), one, many, rate * 1e-9, 100 * rate / copy,
+                 100 * rate / in_place, bytes / copy * 1e6);
+      std::fflush(stdout);
+    }
+  }
+}
+
+int run(const std::vector<std::string>& wanted) {
+  const auto wants = [&](const char* part) {
+    return wanted.empty() || std::find(wanted.begin(), wanted.end(), part) != wanted.end();
+  };
+  cudaStream_t stream = nullptr;
+  MDN_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const double copy = measure_copy(stream);
+  const double in_place = measure_in_place(stream);
+  fmt::print(
+      "- device: {}\n- copy bandwidth of this run: {:.3f} TB/s (read + written); in-place "
+      "update by a kernel: {:.3f} TB/s\n- FLOPs counted for chunks of 64: forward 4C²K + "
+      "4C²V + 12CKV, backward 10C²K + 10C²V + 32CKV a chunk and head\n",
+      describe_device(), copy * 1e-12, in_place * 1e-12);
+  if (wants("shapes")) {
+    print_shapes(false, copy, stream);
+  }
+  if (wants("portable")) {
+    print_shapes(true, copy, stream);
+  }
+  if (wants("decode")) {
+    print_decode(copy, in_place, stream);
+  }
+  MDN_CUDA_CHECK(cudaStreamDestroy(stream));
+  return 0;
+}
+
+}  // namespace
+}  // namespace mdn::bench
+
+int main(int argc, char** argv) {
+  try {
+    return mdn::bench::run({argv + 1, argv + argc});
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 1;
+  }
+}
