@@ -390,7 +390,7 @@ void add_generate(CLI::App& program) {
       "Examples: mdn generate out/demo --prompt \"ROMEO:\" --max-tokens 300 --seed 7\n"
       "          mdn generate out/demo -p \"Once\" --save-state once.mdnstate\n"
       "          mdn generate out/demo --load-state once.mdnstate -n 100\n"
-      "          mdn generate tests/data/goldens/mdn --ids \"1 2 3\" -n 8 --temperature 0");
+      "          mdn generate out/demo --ids \"72 105\" -n 8 --temperature 0 --json");
   command->callback([options] { run(*options); });
 }
 

@@ -258,6 +258,9 @@ Generator::Generator(const model::Decoder& decoder, GeneratorOptions options)
 
 // Reads one token a row; the logits that follow, [B, vocab] float32 on the CPU.
 at::Tensor Generator::step(const std::vector<int64_t>& ids, model::DecoderState& state) {
+  if (stepper_) {
+    return stepper_->step(ids, state);
+  }
   at::Tensor input = at::empty({static_cast<int64_t>(ids.size()), 1}, at::kLong);
   std::copy(ids.begin(), ids.end(), input.mutable_data_ptr<int64_t>());
   input = input.to(decoder_.parameters().entries().front().value.device());

@@ -10,6 +10,7 @@
 
 #include "mdn/generate/context.h"
 #include "mdn/generate/sampler.h"
+#include "mdn/generate/stepper.h"
 
 namespace mdn::generate {
 
@@ -60,10 +61,11 @@ class Generator {
   using OnToken = std::function<bool(size_t request, int64_t token)>;
 
   /// Continues every request and returns their passages in the same order. A prompt is read alone,
-  /// so what is read does not depend on the company; the steps of a batch differ from single ones
-  /// by the rounding of the matrix products at most. A set `interrupt` ends all passages before
-  /// their next token. Throws for an empty prompt without start, ids outside the vocabulary, bad
-  /// options: before anything is read.
+  /// and where a Stepper runs (float32 on the CPU, no attention layers) its steps do not depend on
+  /// the company either: the same bits as one by one. Elsewhere the steps of a batch may differ
+  /// from single ones by the rounding of the matrix products. A set `interrupt` ends all passages
+  /// before their next token. Throws for an empty prompt without start, ids outside the vocabulary,
+  /// bad options: before anything is read.
   std::vector<Passage> run(const std::vector<Request>& requests, const OnToken& on_token = {},
                            const std::atomic<bool>* interrupt = nullptr);
 
@@ -77,6 +79,7 @@ class Generator {
   at::Tensor step(const std::vector<int64_t>& ids, model::DecoderState& state);
 
   const model::Decoder& decoder_;
+  std::optional<Stepper> stepper_;  // where the model is float32 on the CPU
   GeneratorOptions options_;
   Timing timing_;
 };

@@ -55,14 +55,22 @@ class Decoder {
   const Parameters& parameters() const { return parameters_; }
   Parameters& parameters() { return parameters_; }
 
- private:
+  /// What a layer reads, for programs that run the model in another way (mdn/generate/stepper.h).
   struct Block {
     MixerKind kind;
     at::Tensor attn_norm, mlp_norm;  // [D]
     std::variant<layers::MomentumDeltaNetWeights, layers::AttentionWeights> mixer;
     layers::MlpWeights mlp;
   };
+  const std::vector<Block>& blocks() const { return blocks_; }
+  const layers::MomentumDeltaNetOptions& momentum_options() const { return momentum_options_; }
+  const layers::AttentionOptions& attention_options() const { return attention_options_; }
+  at::ScalarType compute_type() const { return compute_type_; }
+  const at::Tensor& embeddings() const { return embeddings_; }  // [vocab, D]
+  const at::Tensor& norm() const { return norm_; }              // [D]
+  const at::Tensor& head() const { return head_; }              // [vocab, D]
 
+ private:
   Config config_;
   Parameters parameters_;
   layers::MomentumDeltaNetOptions momentum_options_;

@@ -35,6 +35,23 @@ void short_conv_row(int64_t C, int64_t reach, const float* x, const float* taps,
   });
 }
 
+// y = silu(a) of one token; the state [W-1, C] is moved on by it.
+void short_conv_step_row(int64_t C, int64_t W, const float* x, const float* taps, float* state,
+                         float* y) {
+  for_each_vector(C, [&](auto d, int64_t c) HWY_ATTR {
+    auto newer = hn::LoadU(d, x + c);
+    auto a = hn::Mul(hn::LoadU(d, taps + c), newer);
+    for (int64_t back = 1; back < W; ++back) {
+      float* at = state + (W - 1 - back) * C + c;
+      const auto older = hn::LoadU(d, at);
+      a = hn::MulAdd(hn::LoadU(d, taps + back * C + c), older, a);
+      hn::StoreU(newer, d, at);
+      newer = older;
+    }
+    hn::StoreU(hn::Mul(a, sigmoid(d, a)), d, y + c);
+  });
+}
+
 // d_a = d_y s (1 + a (1 - s)), s = sigmoid(a)
 void short_conv_slope_row(int64_t C, int64_t reach, const float* x, const float* taps,
                           const float* d_y, float* d_a) {
@@ -79,6 +96,7 @@ namespace mdn::kernels::cpu {
 namespace {
 
 HWY_EXPORT(short_conv_row);
+HWY_EXPORT(short_conv_step_row);
 HWY_EXPORT(short_conv_slope_row);
 HWY_EXPORT(short_conv_input_row);
 HWY_EXPORT(short_conv_taps_row);
@@ -120,16 +138,23 @@ class SequenceOf {
   int64_t next_ = 1, begin_ = 0, end_ = 0;
 };
 
-// [C, W] with the current token last -> [W, C] with it first
-void to_taps(const ShortConvProblem& p, const float* weight, float* taps) {
-  for (int64_t c = 0; c < p.C; ++c) {
-    for (int64_t back = 0; back < p.W; ++back) {
-      taps[back * p.C + c] = weight[c * p.W + p.W - 1 - back];
+}  // namespace
+
+void short_conv_taps(int64_t C, int64_t W, const float* weight, float* taps) {
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t back = 0; back < W; ++back) {
+      taps[back * C + c] = weight[c * W + W - 1 - back];
     }
   }
 }
 
-}  // namespace
+void short_conv_step(int64_t B, int64_t C, int64_t W, const float* x, const float* taps,
+                     float* state, float* y) {
+  for (int64_t b = 0; b < B; ++b) {
+    HWY_DYNAMIC_DISPATCH(short_conv_step_row)
+    (C, W, x + b * C, taps, state + b * (W - 1) * C, y + b * C);
+  }
+}
 
 size_t short_conv_workspace(const ShortConvProblem& p) {
   const int64_t taps = p.W * p.C;
@@ -141,7 +166,7 @@ size_t short_conv_workspace(const ShortConvProblem& p) {
 void short_conv_forward(const ShortConvProblem& p, const float* x, const float* weight, float* y,
                         void* workspace) {
   float* taps = static_cast<float*>(workspace);
-  to_taps(p, weight, taps);
+  short_conv_taps(p.C, p.W, weight, taps);
   const int64_t rows = p.B * p.T;
   parallel_for(blocks_of(p), [&](int64_t block, int) {
     const int64_t first = block * kBlock, last = std::min(first + kBlock, rows);
@@ -159,7 +184,7 @@ void short_conv_backward(const ShortConvProblem& p, const float* x, const float*
   float* taps = static_cast<float*>(workspace);
   float* partial = taps + p.W * p.C;                   // [blocks, W, C]
   float* slopes = partial + blocks_of(p) * p.W * p.C;  // [threads, kBlock + W-1, C]
-  to_taps(p, weight, taps);
+  short_conv_taps(p.C, p.W, weight, taps);
   const int64_t rows = p.B * p.T;
   parallel_for(blocks_of(p), [&](int64_t block, int thread) {
     const int64_t first = block * kBlock, last = std::min(first + kBlock, rows);
