@@ -23,8 +23,8 @@ struct VerifyTolerances {
   double vectors = 1e-4;    // of vectors: sums over all tokens of terms of either sign
 };
 
-/// float32 and float64: the goldens' own accuracy (they are float32). bfloat16 and float16: set from
-/// what the goldens showed and not derived, so they notice mistakes and prove no accuracy; see
+/// float32 and float64: the goldens' own accuracy (they are float32). bfloat16 and float16: set
+/// from what the goldens showed and not derived, so they notice mistakes and prove no accuracy; see
 /// docs/numerics.md.
 VerifyTolerances default_tolerances(at::ScalarType type);
 
