@@ -254,6 +254,9 @@ class Generator::Run {
 Generator::Generator(const model::Decoder& decoder, GeneratorOptions options)
     : decoder_(decoder), options_(options) {
   MDN_CHECK(options_.batch >= 1, "batch is {}; it must be at least 1", options_.batch);
+  if (Stepper::supports(decoder)) {
+    stepper_.emplace(decoder);
+  }
 }
 
 // Reads one token a row; the logits that follow, [B, vocab] float32 on the CPU.
