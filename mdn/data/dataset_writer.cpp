@@ -28,34 +28,44 @@ void check_only_ours(const fs::path& folder) {
   }
 }
 
+/// Runs an action on folders whose failures then read as ours do.
+template <typename Action>
+void on_folders(const Action& action) {
+  try {
+    action();
+  } catch (const fs::filesystem_error& error) {
+    MDN_THROW("{}: {}", error.path1().string(), error.code().message());
+  }
+}
+
 }  // namespace
 
 DatasetWriter::DatasetWriter(const fs::path& folder, const Options& options) : options_(options) {
   MDN_CHECK(options.shard_tokens >= 1, "shards of {} tokens; at least 1 is needed",
             options.shard_tokens);
   MDN_CHECK(!folder.empty(), "an empty name for the data folder");
-  // A symbolic link is followed, or the move at the end would meet the link and not its folder.
-  folder_ = fs::weakly_canonical(folder);
-  if (!folder_.has_filename()) {
-    folder_ = folder_.parent_path();  // it ended with a slash
-  }
-  MDN_CHECK(folder_.has_filename(), "{}: cannot be a data folder", folder.string());
-  if (fs::exists(folder_)) {
-    MDN_CHECK(fs::is_directory(folder_), "{}: exists and is no folder", folder.string());
-    MDN_CHECK(options.replace || !fs::exists(folder_ / kManifestFile),
-              "{}: holds a data set already; --replace puts the new one in its place",
-              folder.string());
-    check_only_ours(folder_);
-  }
-  partial_ = folder_.parent_path() / fmt::format(".{}.partial", folder_.filename().string());
-  if (folder_.has_parent_path()) {
+  on_folders([&] {
+    // A symbolic link is followed, or the move at the end would meet the link and not its folder.
+    folder_ = fs::weakly_canonical(fs::absolute(folder));
+    if (!folder_.has_filename()) {
+      folder_ = folder_.parent_path();  // it ended with a slash
+    }
+    MDN_CHECK(folder_.has_filename(), "{}: cannot be a data folder", folder.string());
+    if (fs::exists(folder_)) {
+      MDN_CHECK(fs::is_directory(folder_), "{}: exists and is no folder", folder.string());
+      MDN_CHECK(options.replace || !fs::exists(folder_ / kManifestFile),
+                "{}: holds a data set already; --replace puts the new one in its place",
+                folder.string());
+      check_only_ours(folder_);
+    }
+    partial_ = folder_.parent_path() / fmt::format(".{}.partial", folder_.filename().string());
     fs::create_directories(folder_.parent_path());
-  }
-  if (fs::exists(partial_)) {
-    check_only_ours(partial_);
-    fs::remove_all(partial_);
-  }
-  fs::create_directory(partial_);
+    if (fs::exists(partial_)) {
+      check_only_ours(partial_);
+      fs::remove_all(partial_);
+    }
+    fs::create_directory(partial_);
+  });
 }
 
 DatasetWriter::~DatasetWriter() {
@@ -107,15 +117,17 @@ void DatasetWriter::finish(Manifest& manifest) {
       manifest.to_json().dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   // A folder cannot be renamed over one that has files: the old one steps aside first.
   const fs::path old = folder_.parent_path() / fmt::format(".{}.old", folder_.filename().string());
-  if (fs::exists(folder_)) {
-    check_only_ours(folder_);
-    if (fs::exists(old)) {
-      check_only_ours(old);
-      fs::remove_all(old);
+  on_folders([&] {
+    if (fs::exists(folder_)) {
+      check_only_ours(folder_);
+      if (fs::exists(old)) {
+        check_only_ours(old);
+        fs::remove_all(old);
+      }
+      fs::rename(folder_, old);
     }
-    fs::rename(folder_, old);
-  }
-  fs::rename(partial_, folder_);
+    fs::rename(partial_, folder_);
+  });
   finished_ = true;
   sync_folder(folder_.parent_path());
   std::error_code ignored;  // the new folder is in place: a rest of the old one is no failure

@@ -151,6 +151,26 @@ TEST_F(Dataset, WriterNeverTouchesForeignFolders) {
   EXPECT_THROW(DatasetWriter(folder_ / "x", {.format = {}, .shard_tokens = 0}), Error);
 }
 
+TEST_F(Dataset, WriterTakesRelativeNamesAndLinks) {
+  const auto before = std::filesystem::current_path();
+  std::filesystem::current_path(folder_);
+  for (const char* name : {"one", "two/", "./three", "new/four", "new/../five"}) {
+    write_dataset(name, counted_documents({3}));
+    EXPECT_EQ(TokenDataset(name).train().tokens(), 3) << name;
+  }
+  std::filesystem::create_directory_symlink(folder_ / "one", folder_ / "link");
+  write_dataset("link", counted_documents({4}));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "link"));
+  EXPECT_EQ(TokenDataset("one").train().tokens(), 4);
+  std::filesystem::current_path(before);
+}
+
+TEST_F(Dataset, WriterSaysWhichFolderItCannotMake) {
+  write("file", "x");
+  EXPECT_THAT(error_of([&] { DatasetWriter(folder_ / "file" / "a" / "data", {.format = {}}); }),
+              HasSubstr("Not a directory"));
+}
+
 TEST_F(Dataset, WriterRemovesWhatAKilledProcessLeft) {
   std::filesystem::create_directory(folder_ / ".data.partial");
   write(".data.partial/train-00000.mdnt", "half");
