@@ -22,7 +22,7 @@ int64_t sum_of(const std::vector<ShardInfo>& shards, int64_t ShardInfo::*member)
 }
 
 std::string hash_of(const JsonObject& object, std::string_view key) {
-  const std::string text = object.string(key);
+  std::string text = object.string(key);
   if (text.size() != 64 || text.find_first_not_of("0123456789abcdef") != std::string::npos) {
     object.fail(key, "a SHA-256 of 64 lower-case hexadecimal digits");
   }
