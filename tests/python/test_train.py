@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,6 +19,7 @@ from train_runs import (
     MDN,
     check_whole,
     checkpoints,
+    content,
     make_data,
     mdn,
     metrics,
@@ -321,3 +324,76 @@ def test_errors_are_sentences(tmp_path):
     assert done.returncode == 1 and "nowhere" in done.stderr
     done = mdn("train", config, "--clip", "-1")
     assert done.returncode == 1 and "clip" in done.stderr and "-1" in done.stderr
+
+
+def limit_file_size(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_checkpoint_that_does_not_fit_is_reported_and_harms_nothing(tmp_path):
+    """Files may not pass a size between the model's and the optimiser's."""
+    make_data(tmp_path, TEXT)
+    config = write_config(tmp_path, max_steps=12, checkpoint_every=3, schedule="constant", warmup_fraction=0)
+    whole = tmp_path / "whole"
+    assert mdn("train", config, "--out", whole).returncode == 0
+    model = (whole / "step-00000012" / "model.safetensors").stat().st_size
+    optimizer = (whole / "step-00000012" / "optimizer.safetensors").stat().st_size
+
+    out = tmp_path / "out"
+    assert mdn("train", config, "--max_steps", 3).returncode == 0
+    first = content(out / "step-00000003")
+    limit = (model + optimizer) // 2
+    done = mdn("train", config, "--resume", preexec_fn=lambda: limit_file_size(limit))
+    # Periodic checkpoints are reported and training goes on; the last one is an error.
+    assert done.returncode == 1
+    for step in (6, 9):
+        assert f"no checkpoint at step {step}: " in done.stdout
+    for message in (done.stdout, done.stderr):
+        assert "optimizer.safetensors" in message
+        assert f"of {optimizer} bytes" in message or "bytes" in message
+    assert [path.name for path in checkpoints(out)] == ["step-00000003"]
+    assert content(out / "step-00000003") == first
+    assert not list(out.glob(".step-*"))
+    assert len(metrics(out)) == 1  # log_every 10
+
+    assert mdn("train", config, "--resume").returncode == 0
+    assert content(out / "step-00000012") == content(whole / "step-00000012")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB, where the machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_survived(tmp_path, small_disk):
+    make_data(tmp_path, TEXT)
+    config = write_config(tmp_path, max_steps=12, checkpoint_every=3, keep=2, log_every=1,
+                          schedule="constant", warmup_fraction=0)
+    whole = tmp_path / "whole"
+    assert mdn("train", config, "--out", whole).returncode == 0
+    out = small_disk / "out"
+    size = sum(path.stat().st_size for path in (whole / "step-00000012").iterdir())
+    assert 3.5 * size < 2**21, "two checkpoints must fit, and a third beside the ballast must not"
+    assert mdn("train", config, "--out", out, "--max_steps", 6).returncode == 0
+    kept = {path.name: content(path) for path in checkpoints(out)}
+    free = os.statvfs(small_disk)
+    (small_disk / "ballast").write_bytes(b"x" * (free.f_bavail * free.f_bsize - size // 2))
+
+    done = mdn("train", config, "--out", out, "--resume")
+    assert done.returncode == 1
+    assert "no checkpoint at step 9: " in done.stdout
+    assert "safetensors" in done.stderr and "bytes" in done.stderr
+    assert {path.name: content(path) for path in checkpoints(out)} == kept
+    for path in checkpoints(out):
+        check_whole(path)
+
+    (small_disk / "ballast").unlink()
+    assert mdn("train", config, "--out", out, "--resume").returncode == 0
+    assert content(out / "step-00000012") == content(whole / "step-00000012")

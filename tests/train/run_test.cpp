@@ -52,6 +52,14 @@ std::string timeless_metrics(const fs::path& out) {
   return kept;
 }
 
+// From the newest checkpoint in the run's folder, or from a given one.
+RunOptions resuming(const fs::path& from = {}) {
+  RunOptions options;
+  options.resume = from.empty();
+  options.resume_from = from;
+  return options;
+}
+
 std::string error_of(const TrainConfig& config, const RunOptions& options = {}) {
   try {
     run(config, options);
@@ -80,7 +88,7 @@ TEST(Run, TenAndTenAreTwentyBitForBit) {
   fs::copy(first / checkpoint_name(10), fs::path(config.out) / checkpoint_name(10),
            fs::copy_options::recursive);
   fs::copy(first / kMetricsFile, fs::path(config.out) / kMetricsFile);
-  const RunResult resumed = run(config, {.resume = true});
+  const RunResult resumed = run(config, resuming());
   EXPECT_EQ(resumed.step, 20);
   EXPECT_EQ(contents(straight.checkpoint), contents(resumed.checkpoint));
   EXPECT_EQ(timeless_metrics(first), timeless_metrics(config.out));
@@ -88,13 +96,13 @@ TEST(Run, TenAndTenAreTwentyBitForBit) {
 
   // From a given place, into a new folder.
   config.out = (scratch / "third").string();
-  const RunResult third = run(config, {.resume_from = first / checkpoint_name(10)});
+  const RunResult third = run(config, resuming(first / checkpoint_name(10)));
   EXPECT_EQ(contents(straight.checkpoint), contents(third.checkpoint));
 
   // A run that is over has nothing to add.
   const std::string before = read_file(first / kMetricsFile);
   config.out = first.string();
-  EXPECT_EQ(run(config, {.resume = true}).step, 20);
+  EXPECT_EQ(run(config, resuming()).step, 20);
   EXPECT_EQ(read_file(first / kMetricsFile), before);
 }
 
@@ -131,14 +139,16 @@ TEST(Run, AFolderWithCheckpointsIsNotOverwrittenUnasked) {
   write_file_atomically(fs::path(config.out) / "mine.txt", "kept");
   config.max_steps = 6;
   config.warmup_steps = 0;
-  run(config, {.overwrite = true});
+  RunOptions anew;
+  anew.overwrite = true;
+  run(config, anew);
   EXPECT_THAT(steps_in(config.out), ElementsAre(5, 6));
   EXPECT_EQ(read_loss_curves(fs::path(config.out) / kMetricsFile).train.size(), 6u);
   EXPECT_TRUE(fs::exists(fs::path(config.out) / "mine.txt"));
   // What is newer than the checkpoint resumed from would be lost.
-  EXPECT_THAT(error_of(config, {.resume_from = fs::path(config.out) / checkpoint_name(5)}),
+  EXPECT_THAT(error_of(config, resuming(fs::path(config.out) / checkpoint_name(5))),
               HasSubstr("newer"));
-  EXPECT_THAT(error_of(config, {.resume_from = scratch / "data"}), HasSubstr("no checkpoint"));
+  EXPECT_THAT(error_of(config, resuming(scratch / "data")), HasSubstr("no checkpoint"));
 }
 
 TEST(Run, StopsWithACheckpointWhenAsked) {
@@ -147,11 +157,13 @@ TEST(Run, StopsWithACheckpointWhenAsked) {
   TrainConfig config = small_run(scratch);
   config.checkpoint_every = 0;
   const std::atomic<int> stop{15};
-  const RunResult result = run(config, {.stop = &stop});
+  RunOptions stopped;
+  stopped.stop = &stop;
+  const RunResult result = run(config, stopped);
   EXPECT_TRUE(result.stopped);
   EXPECT_EQ(result.step, 0);
   EXPECT_THAT(steps_in(config.out), ElementsAre(0));
-  EXPECT_EQ(run(config, {.resume = true}).step, 10);
+  EXPECT_EQ(run(config, resuming()).step, 10);
   EXPECT_THAT(steps_in(config.out), ElementsAre(0, 10));
 }
 
