@@ -328,6 +328,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
                        const TensorBytes& bytes_of, const Metadata& metadata) {
   check_names(tensors, path);
   std::vector<const TensorInfo*> order;
+  order.reserve(tensors.size());
   for (const TensorInfo& tensor : tensors) {
     order.push_back(&tensor);
   }

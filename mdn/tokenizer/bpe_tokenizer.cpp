@@ -31,7 +31,7 @@ void require_null(const JsonObject& object, std::string_view key) {
 
 }  // namespace
 
-BpeTokenizer::BpeTokenizer(std::string json, const std::string& name, std::string config)
+BpeTokenizer::BpeTokenizer(const std::string& json, const std::string& name, std::string config)
     : BpeTokenizer(json, parse_json(json, name), name, std::move(config)) {}
 
 BpeTokenizer::BpeTokenizer(std::string json, const Json& parsed, const std::string& name,

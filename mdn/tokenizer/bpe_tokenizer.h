@@ -31,7 +31,7 @@ class BpeTokenizer : public Tokenizer {
  public:
   /// `json`: the content of tokenizer.json. `config`: that of tokenizer_config.json, or empty.
   /// `name` opens error messages.
-  BpeTokenizer(std::string json, const std::string& name, std::string config = {});
+  BpeTokenizer(const std::string& json, const std::string& name, std::string config = {});
 
   std::vector<int32_t> encode(std::string_view text,
                               const EncodeOptions& options = {}) const override;

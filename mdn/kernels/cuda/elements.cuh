@@ -59,7 +59,7 @@ __device__ inline void halve_values(float (&values)[kValues]) {
   }
 }
 
-/// Sums kValues values (16 or 32) over the warp at once: lane i gets the sum of values[i % kValues].
+/// Sums kValues values (16 or 32) over the warp at once: lane i gets that of values[i % kValues].
 /// Halving the values at each step takes 31 shuffles for 32 sums, not 160. Destroys `values`.
 template <int kValues>
 __device__ inline float transposed_sums(float (&values)[kValues]) {

@@ -26,8 +26,9 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
                                           const DeviceFacts& device) {
   HopperForwardConfig config;
   const int64_t tiles = problem.N * problem.HV * (problem.V / kTileChannels);
+  const int64_t pairs = tiles / 2;  // exact where pairs can be taken
   if (problem.K <= 128 && problem.V % (2 * kTileChannels) == 0 &&
-      static_cast<double>(tiles / 2) >= kSmallestFill * device.multiprocessors) {
+      static_cast<double>(pairs) >= kSmallestFill * device.multiprocessors) {
     config.value_tiles = 2;
   }
   config.prepare_blocks = max_chunks(problem, kChunk) * problem.H;

@@ -122,8 +122,8 @@ __device__ __forceinline__ void convert_rows_twice(uint32_t first, uint32_t seco
       x[i] = ptx::pack_half(pair.x * factor_a, pair.y * factor_a);
       y[i] = ptx::pack_half(pair.x * factor_b, pair.y * factor_b);
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[0]),
-                 "r"(x[1]), "r"(x[2]), "r"(x[3])
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[0]), "r"(x[1]),
+                 "r"(x[2]), "r"(x[3])
                  : "memory");
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(second + at), "r"(y[0]),
                  "r"(y[1]), "r"(y[2]), "r"(y[3])
