@@ -6,6 +6,7 @@
 #include <map>
 
 #include "apps/mdn/commands.h"
+#include "mdn/model/blocks.h"
 #include "mdn/model/config.h"
 #include "mdn/model/weights.h"
 
@@ -13,7 +14,6 @@ namespace mdn::app {
 namespace {
 
 using model::Config;
-using model::MixerKind;
 
 struct Options {
   std::string config;
@@ -45,24 +45,74 @@ std::string size_text(double bytes) {
   return fmt::format("{:.1f} {}", bytes, units[unit]);
 }
 
-// Elements a token leaves for the backward pass, counted from the layers' inputs, as they are
-// written: norms keep their input, projections theirs, the operator q, k, v, o and the gates.
-int64_t activations_per_token(const Config& c) {
-  const auto& m = c.momentum_deltanet;
+// Elements that a token leaves for the backward pass in a mixer, counted as the layer is written:
+// projections keep their input, the operator q, k, v, o and the gates.
+int64_t activations(const layers::HeadOptions& o, int64_t gates) {
+  const int64_t inputs = 3 * (2 * o.keys() + o.values());  // projections, convolutions, silu
+  return inputs + 4 * o.values() + gates;                  // o, gate, norm, product; gates
+}
+int64_t activations(const layers::MomentumDeltaNet& m) {
+  return activations(m.options, 16 * m.options.num_value_heads);
+}
+int64_t activations(const layers::GatedDeltaNet& m) {
+  return activations(m.options, 8 * m.options.num_value_heads);
+}
+int64_t activations(const layers::Comba& m) {
+  return activations(m.options, 12 * m.options.num_value_heads);
+}
+int64_t activations(const layers::Attention& m) {
+  return (3 * m.options.num_heads + 4 * m.options.num_kv_heads) * m.options.head_dim;
+}
+
+int64_t activations_per_token(const Config& c, const std::vector<model::Block>& blocks) {
   const int64_t D = c.hidden_size, I = c.intermediate_size;
-  const int64_t key = m.num_heads * m.head_dim, value = m.num_value_heads * m.value_dim;
   int64_t total = 2 * D + c.vocab_size;  // embeddings, final norm, logits
-  for (MixerKind kind : c.layers) {
+  for (const model::Block& block : blocks) {
     total += 2 * D + 2 * D + 4 * I;  // residuals, norms, the MLP's gate, up, silu and product
-    if (kind == MixerKind::kMomentumDeltaNet) {
-      total += 3 * (2 * key + value);               // projections, convolutions, silu
-      total += 4 * value + 16 * m.num_value_heads;  // o, gate, norm, product; gates
-    } else {
-      const int64_t kv = c.attention.num_kv_heads * (D / c.attention.num_heads);
-      total += 3 * D + 4 * kv;
-    }
+    total += std::visit([](const auto& mixer) { return activations(mixer); }, block.mixer);
   }
   return total;
+}
+
+// Bytes that one sequence carries: states in float32, what convolutions and attention keep in the
+// model's type.
+struct StateBytes {
+  double fixed = 0;  // states of linear-attention layers
+  double conv = 0;   // elements of convolutions' inputs
+  double kv = 0;     // elements of the KV cache
+};
+
+StateBytes state_bytes(const std::vector<model::Block>& blocks, int64_t length) {
+  StateBytes bytes;
+  for (const model::Block& block : blocks) {
+    layers::MixerState state = layers::new_state(block.mixer);
+    for (const auto& [field, tensor] : layers::state_fields(state)) {
+      double size = layers::state_shape(block.mixer, field, 1).empty() ? 0 : 1;
+      for (int64_t n : layers::state_shape(block.mixer, field, 1)) {
+        size *= static_cast<double>(std::abs(n));  // -1, of attention: times the tokens kept
+      }
+      if (const auto* attention = std::get_if<layers::Attention>(&block.mixer)) {
+        const int64_t window = attention->options.window_size.value_or(length);
+        bytes.kv += size * static_cast<double>(std::min(length, window));
+      } else if (std::string_view(field).starts_with("conv")) {
+        bytes.conv += size;
+      } else {
+        bytes.fixed += 4 * size;
+      }
+    }
+  }
+  return bytes;
+}
+
+// One line for each kind of layer.
+std::string describe(const layers::HeadOptions& o) {
+  return fmt::format("{} query/key heads of {}, {} value heads of {}", o.num_heads, o.head_dim,
+                     o.num_value_heads, o.value_dim);
+}
+std::string describe(const layers::AttentionOptions& o) {
+  return fmt::format("{} query heads of {}, {} key/value heads{}", o.num_heads, o.head_dim,
+                     o.num_kv_heads,
+                     o.window_size ? fmt::format(", window {}", *o.window_size) : "");
 }
 
 void run(const Options& options) {
@@ -78,17 +128,21 @@ void run(const Options& options) {
     parameters += spec.numel();
     decayed += spec.decay ? spec.numel() : 0;
   }
-  int64_t attention_layers = 0;
-  for (MixerKind kind : c.layers) {
-    attention_layers += kind == MixerKind::kAttention ? 1 : 0;
+  const std::vector<model::Block> blocks = model::outline(c);
+  fmt::print("{}: {}, {} layers, width {}, MLP {}, vocabulary {}{}\n", options.config, c.model_type,
+             blocks.size(), c.hidden_size, c.intermediate_size, c.vocab_size,
+             c.tie_word_embeddings ? ", tied head" : "");
+  std::map<std::string, int64_t> kinds;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const auto line =
+        std::visit([](const auto& m) { return describe(m.options); }, blocks[i].mixer);
+    kinds[fmt::format("{}: {}", model::name_of(c.layers[i]), line)] += 1;
   }
-  const auto& m = c.momentum_deltanet;
-  const auto momentum_layers = static_cast<int64_t>(c.layers.size()) - attention_layers;
-  fmt::print("{}: {}, {} layers ({} attention), width {}, MLP {}, vocabulary {}{}\n",
-             options.config, c.model_type, c.layers.size(), attention_layers, c.hidden_size,
-             c.intermediate_size, c.vocab_size, c.tie_word_embeddings ? ", tied head" : "");
-  fmt::print("momentum layers: {} query/key heads of {}, {} value heads of {}\n\n", m.num_heads,
-             m.head_dim, m.num_value_heads, m.value_dim);
+  for (const auto& [kind, count] : kinds) {
+    fmt::print("{} x {}\n", count, kind);
+  }
+  fmt::print("\n");
+
   fmt::print("parameters          {:>16}\n", grouped(parameters));
   for (const auto& [part, count] : parts) {
     fmt::print("  {:<18}{:>16}  {:5.1f}%\n", part, grouped(count),
@@ -98,30 +152,22 @@ void run(const Options& options) {
 
   const auto P = static_cast<double>(parameters);
   const double tokens = static_cast<double>(options.batch * options.length);
-  const double state = static_cast<double>(momentum_layers * m.num_value_heads) *
-                       (2.0 * static_cast<double>(m.head_dim * m.value_dim)) * 4.0;
-  const double conv =
-      m.use_short_conv
-          ? static_cast<double>(momentum_layers * (m.conv_size - 1) *
-                                (2 * m.num_heads * m.head_dim + m.num_value_heads * m.value_dim)) *
-                4.0
-          : 0.0;
+  const StateBytes state = state_bytes(blocks, options.length);
   fmt::print("memory                        float32     bfloat16\n");
   fmt::print("  weights                 {:>11}  {:>11}\n", size_text(4 * P), size_text(2 * P));
   fmt::print("  gradients               {:>11}  {:>11}\n", size_text(4 * P), size_text(4 * P));
   fmt::print("  AdamW, float32          {:>11}  {:>11}  (bfloat16: and float32 weights, {})\n",
              size_text(8 * P), size_text(8 * P), size_text(4 * P));
-  const double activations = static_cast<double>(activations_per_token(c)) * tokens;
+  const double activations = static_cast<double>(activations_per_token(c, blocks)) * tokens;
   fmt::print("  activations, {} x {:<6} {:>9}  {:>11}  (estimate)\n", options.batch, options.length,
              size_text(4 * activations), size_text(2 * activations));
-  fmt::print("  state of a sequence     {:>11}  {:>11}  (float32 always; length does not matter)\n",
-             size_text(state + conv), size_text(state + conv / 2));
-  if (attention_layers > 0) {
-    const int64_t kv = c.attention.num_kv_heads * (c.hidden_size / c.attention.num_heads);
-    const int64_t kept = std::min(options.length, c.attention.window_size.value_or(options.length));
-    const double cache = static_cast<double>(attention_layers * 2 * kv * kept);
-    fmt::print("  KV cache at {:<6}      {:>11}  {:>11}\n", options.length, size_text(4 * cache),
-               size_text(2 * cache));
+  if (state.fixed > 0) {
+    fmt::print("  state of a sequence     {:>11}  {:>11}  (S, M: float32 always; any length)\n",
+               size_text(state.fixed + 4 * state.conv), size_text(state.fixed + 2 * state.conv));
+  }
+  if (state.kv > 0) {
+    fmt::print("  KV cache at {:<6}      {:>11}  {:>11}\n", options.length, size_text(4 * state.kv),
+               size_text(2 * state.kv));
   }
 }
 

@@ -12,43 +12,26 @@ namespace {
 
 using model::DecoderState;
 
-// Sets every field of a layer to body(that field of all the layers `in`). Undefined fields (parts
-// that the layer does not have) stay undefined.
-template <typename Body>
-void map_fields(const std::vector<const DecoderState::Layer*>& in, DecoderState::Layer& out,
-                const Body& body) {
-  const auto apply = [&]<typename State>(at::Tensor State::*field) {
-    std::vector<at::Tensor> tensors;
-    for (const DecoderState::Layer* layer : in) {
-      tensors.push_back(std::get<State>(*layer).*field);
-    }
-    if (tensors.front().defined()) {
-      std::get<State>(out).*field = body(tensors);
-    }
-  };
-  using Momentum = layers::MomentumDeltaNetState;
-  using Attention = layers::AttentionState;
-  if (std::holds_alternative<Momentum>(*in.front())) {
-    for (auto field :
-         {&Momentum::S, &Momentum::M, &Momentum::conv_q, &Momentum::conv_k, &Momentum::conv_v}) {
-      apply(field);
-    }
-  } else {
-    apply(&Attention::k);
-    apply(&Attention::v);
-  }
-}
-
-// A state made field by field from others of the same model.
+// A state made field by field, by body(that field of each of the states), from states of the same
+// model. Undefined fields (parts that a layer does not have) stay undefined.
 template <typename Body>
 DecoderState map(std::span<const DecoderState* const> states, const Body& body) {
+  std::vector<DecoderState> in;  // copies of handles
+  for (const DecoderState* state : states) {
+    in.push_back(*state);
+  }
   DecoderState out = *states.front();
   for (size_t i = 0; i < out.layers.size(); ++i) {
-    std::vector<const DecoderState::Layer*> in;
-    for (const DecoderState* state : states) {
-      in.push_back(&state->layers[i]);
+    const auto fields = layers::state_fields(out.layers[i]);
+    for (size_t f = 0; f < fields.size(); ++f) {
+      std::vector<at::Tensor> tensors;
+      for (DecoderState& state : in) {
+        tensors.push_back(*layers::state_fields(state.layers[i])[f].second);
+      }
+      if (tensors.front().defined()) {
+        *fields[f].second = body(tensors);
+      }
     }
-    map_fields(in, out.layers[i], body);
   }
   return out;
 }

@@ -11,7 +11,6 @@
 #include "mdn/kernels/rms_norm.h"
 #include "mdn/kernels/short_conv.h"
 #include "mdn/kernels/swiglu.h"
-#include "mdn/layers/attention.h"
 
 namespace mdn::generate {
 namespace {
@@ -84,7 +83,13 @@ float* state_data(at::Tensor& t, at::IntArrayRef shape) {
 
 bool Stepper::supports(const model::Decoder& decoder) {
   const auto& entries = decoder.parameters().entries();
+  const auto& kinds = decoder.config().layers;
   return decoder.compute_type() == at::kFloat &&
+         std::all_of(kinds.begin(), kinds.end(),
+                     [](model::MixerKind kind) {
+                       return kind == model::MixerKind::kMomentumDeltaNet ||
+                              kind == model::MixerKind::kAttention;
+                     }) &&
          std::all_of(entries.begin(), entries.end(), [](const model::Parameter& p) {
            return p.value.is_cpu() && p.value.scalar_type() == at::kFloat &&
                   p.value.is_contiguous();
@@ -92,12 +97,15 @@ bool Stepper::supports(const model::Decoder& decoder) {
 }
 
 Stepper::Stepper(const model::Decoder& decoder) : decoder_(decoder), scratch_(kSlots) {
-  MDN_CHECK(supports(decoder), "the stepper needs float32 weights on the CPU");
-  const auto& o = decoder.momentum_options();
-  for (const model::Decoder::Block& block : decoder.blocks()) {
+  MDN_CHECK(
+      supports(decoder),
+      "the stepper needs float32 weights on the CPU and layers of momentum_deltanet or attention");
+  for (const model::Block& block : decoder.weights().blocks) {
     Layer layer;
-    if (const auto* w = std::get_if<layers::MomentumDeltaNetWeights>(&block.mixer)) {
-      const int64_t group = o.HV / o.H;
+    if (const auto* mixer = std::get_if<layers::MomentumDeltaNet>(&block.mixer)) {
+      const auto& o = mixer->options;
+      const auto* w = &mixer->weights;
+      const int64_t group = o.group();
       layer.decay = spread_exp(w->A_log, group);
       layer.momentum = spread_exp(w->Mu_log, group);
       layer.factor = spread_exp(w->log_factor, group);
@@ -106,8 +114,8 @@ Stepper::Stepper(const model::Decoder& decoder) : decoder_(decoder), scratch_(kS
       if (w->D_log.defined()) {
         layer.correction = spread_exp(w->D_log, 1);
       }
-      const bool conv = w->q_conv1d.defined();
-      layer.W = conv ? w->q_conv1d.size(2) : 1;
+      const bool conv = w->qkv.q_conv1d.defined();
+      layer.W = conv ? w->qkv.q_conv1d.size(2) : 1;
       const auto taps = [&](const at::Tensor& weight, int64_t channels) {
         std::vector<float> out(static_cast<size_t>(layer.W * channels), 1.0f);
         if (conv) {
@@ -115,9 +123,9 @@ Stepper::Stepper(const model::Decoder& decoder) : decoder_(decoder), scratch_(kS
         }
         return out;
       };
-      layer.q_taps = taps(w->q_conv1d, o.H * o.K);
-      layer.k_taps = taps(w->k_conv1d, o.H * o.K);
-      layer.v_taps = taps(w->v_conv1d, o.HV * o.V);
+      layer.q_taps = taps(w->qkv.q_conv1d, o.keys());
+      layer.k_taps = taps(w->qkv.k_conv1d, o.keys());
+      layer.v_taps = taps(w->qkv.v_conv1d, o.values());
     }
     layers_.push_back(std::move(layer));
   }
@@ -132,16 +140,14 @@ float* Stepper::scratch(size_t slot, int64_t size) {
 }
 
 // The projections a, m, e, b in place of which the gates come; see layers::momentum_gates.
-void Stepper::gates(size_t index, int64_t B) {
-  const Layer& layer = layers_[index];
-  const auto& o = decoder_.momentum_options();
-  float* alpha = scratch(kAlpha, B * o.HV);
-  float* mu = scratch(kMu, B * o.HV);
-  float* eta = scratch(kEta, B * o.HV);
-  float* beta = scratch(kBeta, B * o.HV);
+void Stepper::gates(const Layer& layer, const layers::MomentumDeltaNetOptions& o, int64_t B) {
+  float* alpha = scratch(kAlpha, B * o.num_value_heads);
+  float* mu = scratch(kMu, B * o.num_value_heads);
+  float* eta = scratch(kEta, B * o.num_value_heads);
+  float* beta = scratch(kBeta, B * o.num_value_heads);
   const auto tau = static_cast<float>(o.tau);
-  for (int64_t i = 0; i < B * o.HV; ++i) {
-    const auto h = static_cast<size_t>(i % o.HV);
+  for (int64_t i = 0; i < B * o.num_value_heads; ++i) {
+    const auto h = static_cast<size_t>(i % o.num_value_heads);
     float log_mu = -layer.momentum[h] * softplus(mu[i] + layer.mu_bias[h]);
     if (o.min_log_mu) {
       log_mu = std::max(log_mu, static_cast<float>(*o.min_log_mu));
@@ -157,10 +163,10 @@ void Stepper::gates(size_t index, int64_t B) {
 
 // Adds the mixer's output for the normed rows to the residual stream.
 void Stepper::mix(size_t index, int64_t B, layers::MomentumDeltaNetState& state) {
-  const auto& o = decoder_.momentum_options();
   const Layer& layer = layers_[index];
-  const auto& w = std::get<layers::MomentumDeltaNetWeights>(decoder_.blocks()[index].mixer);
-  const int64_t D = decoder_.config().hidden_size, key = o.H * o.K, value = o.HV * o.V;
+  const auto& [o, w] = std::get<layers::MomentumDeltaNet>(decoder_.weights().blocks[index].mixer);
+  const int64_t D = decoder_.config().hidden_size, key = o.keys(), value = o.values();
+  const int64_t HV = o.num_value_heads;
   float* x = scratch(kX, B * D);
   float* q = scratch(kQ, B * key);
   float* k = scratch(kK, B * key);
@@ -171,24 +177,24 @@ void Stepper::mix(size_t index, int64_t B, layers::MomentumDeltaNetState& state)
     return LinearPart{data(weight), nullptr, weight.size(0), y};
   };
 
-  std::vector<LinearPart> parts = {part(w.q_proj, q),
-                                   part(w.k_proj, k),
-                                   part(w.v_proj, v),
-                                   part(w.a_proj, scratch(kAlpha, B * o.HV)),
-                                   part(w.m_proj, scratch(kMu, B * o.HV)),
-                                   part(w.e_proj, scratch(kEta, B * o.HV)),
-                                   part(w.b_proj, scratch(kBeta, B * o.HV))};
+  std::vector<LinearPart> parts = {part(w.qkv.q_proj, q),
+                                   part(w.qkv.k_proj, k),
+                                   part(w.qkv.v_proj, v),
+                                   part(w.a_proj, scratch(kAlpha, B * HV)),
+                                   part(w.m_proj, scratch(kMu, B * HV)),
+                                   part(w.e_proj, scratch(kEta, B * HV)),
+                                   part(w.b_proj, scratch(kBeta, B * HV))};
   float* low_rank = nullptr;
-  if (w.g_proj.defined()) {
-    parts.push_back(part(w.g_proj, gate));
-  } else if (w.g_proj_0.defined()) {
-    low_rank = scratch(kLowRank, B * w.g_proj_0.size(0));
-    parts.push_back(part(w.g_proj_0, low_rank));
+  if (w.output.g_proj.defined()) {
+    parts.push_back(part(w.output.g_proj, gate));
+  } else if (w.output.g_proj_0.defined()) {
+    low_rank = scratch(kLowRank, B * w.output.g_proj_0.size(0));
+    parts.push_back(part(w.output.g_proj_0, low_rank));
   }
   kernels::cpu::linear(B, D, scratch(kNormed, B * D), parts);
   if (low_rank) {
-    const LinearPart second{data(w.g_proj_1), data(w.g_proj_1_bias), value, gate};
-    kernels::cpu::linear(B, w.g_proj_0.size(0), low_rank, {&second, 1});
+    const LinearPart second{data(w.output.g_proj_1), data(w.output.g_proj_1_bias), value, gate};
+    kernels::cpu::linear(B, w.output.g_proj_0.size(0), low_rank, {&second, 1});
   }
 
   const auto convolve = [&](const std::vector<float>& taps, int64_t channels, const float* from,
@@ -205,22 +211,22 @@ void Stepper::mix(size_t index, int64_t B, layers::MomentumDeltaNetState& state)
   if (!layer.correction.empty()) {
     // q <- q - exp(D_log) k
     for (int64_t i = 0; i < B * key; ++i) {
-      conv_q[i] -= layer.correction[static_cast<size_t>(i / o.K % o.H)] * conv_k[i];
+      conv_q[i] -= layer.correction[static_cast<size_t>(i / o.head_dim % o.num_heads)] * conv_k[i];
     }
   }
-  gates(index, B);
+  gates(layer, o, B);
   float* pi = nullptr;
   if (!o.predict_with_alpha) {
-    pi = scratch(kPi, B * o.HV);
-    std::fill(pi, pi + B * o.HV, 1.0f);
+    pi = scratch(kPi, B * HV);
+    std::fill(pi, pi + B * HV, 1.0f);
   }
   kernels::cpu::step({.B = B,
-                      .H = o.H,
-                      .HV = o.HV,
-                      .K = o.K,
-                      .V = o.V,
+                      .H = o.num_heads,
+                      .HV = HV,
+                      .K = o.head_dim,
+                      .V = o.value_dim,
                       .dtype = DType::kFloat32,
-                      .scale = 1.0 / std::sqrt(static_cast<double>(o.K)),
+                      .scale = 1.0 / std::sqrt(static_cast<double>(o.head_dim)),
                       .l2norm = true,
                       .q = conv_q,
                       .k = conv_k,
@@ -230,15 +236,15 @@ void Stepper::mix(size_t index, int64_t B, layers::MomentumDeltaNetState& state)
                       .eta = scratch(kEta, 0),
                       .beta = scratch(kBeta, 0),
                       .pi = pi,
-                      .S = state_data(state.S, {B, o.HV, o.V, o.K}),
-                      .M = state_data(state.M, {B, o.HV, o.V, o.K}),
+                      .S = state_data(state.S, {B, HV, o.value_dim, o.head_dim}),
+                      .M = state_data(state.M, {B, HV, o.value_dim, o.head_dim}),
                       .slots = nullptr,
                       .o = out});
-  const bool gated = w.g_proj.defined() || w.g_proj_0.defined();
+  const bool gated = w.output.g_proj.defined() || w.output.g_proj_0.defined();
   // v has been read: its memory takes the normed output
-  kernels::cpu::rms_norm_forward(B * o.HV, o.V, o.norm_eps, out, gated ? gate : nullptr,
-                                 data(w.o_norm), v);
-  const LinearPart last{data(w.o_proj), nullptr, D, x};
+  kernels::cpu::rms_norm_forward(B * HV, o.value_dim, o.norm_eps, out, gated ? gate : nullptr,
+                                 data(w.output.o_norm), v);
+  const LinearPart last{data(w.output.o_proj), nullptr, D, x};
   kernels::cpu::linear(B, value, v, {&last, 1}, true);
 }
 
@@ -252,26 +258,19 @@ at::Tensor Stepper::step(const std::vector<int64_t>& ids, model::DecoderState& s
     const int64_t id = ids[static_cast<size_t>(b)];
     MDN_CHECK(id >= 0 && id < config.vocab_size, "token id {} is not in the vocabulary of {}", id,
               config.vocab_size);
-    std::memcpy(x + b * D, data(decoder_.embeddings()) + id * D,
+    std::memcpy(x + b * D, data(decoder_.weights().embeddings) + id * D,
                 static_cast<size_t>(D) * sizeof(float));
   }
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const model::Decoder::Block& block = decoder_.blocks()[i];
+    const model::Block& block = decoder_.weights().blocks[i];
     kernels::cpu::rms_norm_forward(B, D, config.norm_eps, x, nullptr, data(block.attn_norm),
                                    normed);
-    switch (block.kind) {
-      case model::MixerKind::kMomentumDeltaNet:
-        mix(i, B, std::get<layers::MomentumDeltaNetState>(state.layers[i]));
-        break;
-      case model::MixerKind::kAttention: {
-        const at::Tensor y = layers::attention(decoder_.attention_options(),
-                                               std::get<layers::AttentionWeights>(block.mixer),
-                                               at::from_blob(normed, {B, 1, D}, at::kFloat), {},
-                                               &std::get<layers::AttentionState>(state.layers[i]))
-                                 .contiguous();
-        std::transform(x, x + B * D, data(y), x, std::plus<>());
-        break;
-      }
+    if (std::holds_alternative<layers::MomentumDeltaNet>(block.mixer)) {
+      mix(i, B, std::get<layers::MomentumDeltaNetState>(state.layers[i]));
+    } else {
+      const at::Tensor rows = at::from_blob(normed, {B, 1, D}, at::kFloat);
+      const at::Tensor y = layers::mix(block.mixer, rows, {}, &state.layers[i]).contiguous();
+      std::transform(x, x + B * D, data(y), x, std::plus<>());
     }
     kernels::cpu::rms_norm_forward(B, D, config.norm_eps, x, nullptr, data(block.mlp_norm), normed);
     float* gate = scratch(kMlpGate, B * I);
@@ -284,11 +283,12 @@ at::Tensor Stepper::step(const std::vector<int64_t>& ids, model::DecoderState& s
     kernels::cpu::linear(B, I, gate, {&down, 1}, true);
   }
   state.position += 1;
-  kernels::cpu::rms_norm_forward(B, D, config.norm_eps, x, nullptr, data(decoder_.norm()), normed);
+  kernels::cpu::rms_norm_forward(B, D, config.norm_eps, x, nullptr, data(decoder_.weights().norm),
+                                 normed);
   if (!logits_.defined() || logits_.size(0) != B) {
     logits_ = at::empty({B, config.vocab_size}, at::kFloat);
   }
-  const LinearPart head{data(decoder_.head()), nullptr, config.vocab_size,
+  const LinearPart head{data(decoder_.weights().head), nullptr, config.vocab_size,
                         logits_.mutable_data_ptr<float>()};
   kernels::cpu::linear(B, D, normed, {&head, 1});
   return logits_;

@@ -16,7 +16,8 @@ namespace mdn::generate {
 /// the other rows (attention layers excepted): many prompts decode to the same bits as one.
 class Stepper {
  public:
-  /// Whether the model's weights and arithmetic are float32 on the CPU.
+  /// Whether the model's weights and arithmetic are float32 on the CPU and its layers are of
+  /// momentum_deltanet or attention.
   static bool supports(const model::Decoder& decoder);
 
   /// The decoder must outlive it; throws where it is not supported.
@@ -37,7 +38,7 @@ class Stepper {
   };
 
   void mix(size_t layer, int64_t B, layers::MomentumDeltaNetState& state);
-  void gates(size_t layer, int64_t B);
+  void gates(const Layer& layer, const layers::MomentumDeltaNetOptions& options, int64_t B);
   float* scratch(size_t slot, int64_t size);
 
   const model::Decoder& decoder_;

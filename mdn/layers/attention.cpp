@@ -6,9 +6,12 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/project.h"
+#include "mdn/ops/rms_norm.h"
 
 namespace mdn::layers {
 namespace {
+
+constexpr double kHeadNormEps = 1e-5;  // of q_norm and k_norm, whatever the model's own is
 
 // Rotates halves: (x1 cos - x2 sin, x1 sin + x2 cos), angle = position theta^(-2i/d), tables in
 // float32. x [B, heads, T, d], positions [T].
@@ -28,7 +31,7 @@ at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tens
                   const at::Tensor& v) {
   const int64_t queries = q.size(2), keys = k.size(2);
   const bool grouped = o.num_heads != o.num_kv_heads;
-  const bool windowed = o.window && *o.window < keys;
+  const bool windowed = o.window_size && *o.window_size < keys;
   if (!windowed && (queries == keys || queries == 1)) {
     return at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, queries > 1, std::nullopt,
                                             grouped);
@@ -39,24 +42,27 @@ at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tens
                           at::arange(keys, integers).unsqueeze(0);
   at::Tensor visible = back >= 0;
   if (windowed) {
-    visible = visible.logical_and(back < *o.window);
+    visible = visible.logical_and(back < *o.window_size);
   }
   return at::scaled_dot_product_attention(q, k, v, visible, 0.0, false, std::nullopt, grouped);
 }
 
 }  // namespace
 
-at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const at::Tensor& x,
-                     const Sequences& sequences, AttentionState* state) {
+at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences,
+                                 State* state) const {
+  const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "attention: a carried state with packed sequences is not supported");
   const int64_t B = x.size(0), T = x.size(1), d = o.head_dim;
-  const auto heads = [&](const at::Tensor& y, int64_t n) {
-    return y.view({B, T, n, d}).transpose(1, 2);  // [B, heads, T, d]
+  const auto heads = [&](const at::Tensor& y, int64_t n, const at::Tensor& norm) {
+    const at::Tensor split = y.view({B, T, n, d});
+    const at::Tensor normed = norm.defined() ? ops::rms_norm(split, norm, kHeadNormEps) : split;
+    return normed.transpose(1, 2);  // [B, heads, T, d]
   };
-  at::Tensor q = heads(project(x, w.q_proj, w.q_bias), o.num_heads);
-  at::Tensor k = heads(project(x, w.k_proj, w.k_bias), o.num_kv_heads);
-  at::Tensor v = heads(project(x, w.v_proj, w.v_bias), o.num_kv_heads);
+  at::Tensor q = heads(project(x, w.q_proj, w.q_bias), o.num_heads, w.q_norm);
+  at::Tensor k = heads(project(x, w.k_proj, w.k_bias), o.num_kv_heads, w.k_norm);
+  at::Tensor v = heads(project(x, w.v_proj, w.v_bias), o.num_kv_heads, {});
   const at::Tensor positions =
       sequences.positions(T, x.device()) + (state ? state->position : int64_t{0});
   q = rotate(q, positions, o.rope_theta);
@@ -81,7 +87,7 @@ at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const
     }
     out = attend(o, q, k, v);
     // Tokens that no later query can see are dropped.
-    const int64_t keep = o.window ? std::min(k.size(2), *o.window - 1) : k.size(2);
+    const int64_t keep = o.window_size ? std::min(k.size(2), *o.window_size - 1) : k.size(2);
     state->k = k.narrow(2, k.size(2) - keep, keep).contiguous();
     state->v = v.narrow(2, v.size(2) - keep, keep).contiguous();
     state->position += T;
@@ -89,6 +95,10 @@ at::Tensor attention(const AttentionOptions& o, const AttentionWeights& w, const
     out = attend(o, q, k, v);
   }
   return project(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
+}
+
+std::vector<int64_t> Attention::state_shape(std::string_view, int64_t B) const {
+  return {B, options.num_kv_heads, -1, options.head_dim};
 }
 
 }  // namespace mdn::layers

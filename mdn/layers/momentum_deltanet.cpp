@@ -4,29 +4,24 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/project.h"
-#include "mdn/layers/short_conv.h"
 #include "mdn/ops/momentum_delta_rule.h"
-#include "mdn/ops/rms_norm.h"
 
 namespace mdn::layers {
-namespace {
 
-// silu(conv(W x)), or silu(W x) without a convolution.
-at::Tensor projected(const at::Tensor& x, const at::Tensor& proj, const at::Tensor& conv,
-                     const Sequences& sequences, at::Tensor* state) {
-  const at::Tensor y = project(x, proj);
-  return conv.defined() ? short_conv(y, conv, sequences, state) : at::silu(y);
+std::vector<StateField> MomentumDeltaNetState::fields() {
+  std::vector<StateField> all = {{"S", &S}, {"M", &M}};
+  for (const StateField& field : conv_fields()) {
+    all.push_back(field);
+  }
+  return all;
 }
 
-}  // namespace
-
-MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
+MomentumGates momentum_gates(const MomentumDeltaNetOptions& o,
                              const MomentumDeltaNetWeights& weights, const at::Tensor& x) {
   const auto type = gate_type(x);
-  const int64_t group = options.HV / options.H;
   const auto per_value_head = [&](const at::Tensor& p) {
     const at::Tensor wide = p.to(type);
-    return (group == 1 ? wide : wide.repeat_interleave(group)).exp();
+    return (o.group() == 1 ? wide : wide.repeat_interleave(o.group())).exp();
   };
   const at::Tensor a = project(x, weights.a_proj).to(type) + weights.dt_bias.to(type);
   const at::Tensor m = project(x, weights.m_proj).to(type) + weights.mu_bias.to(type);
@@ -35,11 +30,11 @@ MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
 
   MomentumGates gates;
   at::Tensor log_mu = -per_value_head(weights.Mu_log) * at::softplus(m);
-  if (options.min_log_mu) {
-    log_mu = log_mu.clamp_min(*options.min_log_mu);
+  if (o.min_log_mu) {
+    log_mu = log_mu.clamp_min(*o.min_log_mu);
   }
   gates.mu = log_mu.exp();
-  gates.eta = 1 + (e / options.tau).tanh();
+  gates.eta = 1 + (e / o.tau).tanh();
   // sin² = (eta f)² / (1 + (eta f)²), cos² = 1 / (1 + (eta f)²) of theta = atan(eta f)
   const at::Tensor squared = (gates.eta * per_value_head(weights.log_factor)).square();
   const at::Tensor cos2 = (1 + squared).reciprocal();
@@ -48,21 +43,16 @@ MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
   return gates;
 }
 
-at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDeltaNetWeights& w,
-                             const at::Tensor& x, const Sequences& sequences,
-                             MomentumDeltaNetState* state) {
+at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
+                                        State* state) const {
+  const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "momentum_deltanet: a carried state with packed sequences is not supported");
   const int64_t B = x.size(0), T = x.size(1);
-  at::Tensor q = projected(x, w.q_proj, w.q_conv1d, sequences, state ? &state->conv_q : nullptr);
-  at::Tensor k = projected(x, w.k_proj, w.k_conv1d, sequences, state ? &state->conv_k : nullptr);
-  at::Tensor v = projected(x, w.v_proj, w.v_conv1d, sequences, state ? &state->conv_v : nullptr);
-  q = q.view({B, T, o.H, o.K});
-  k = k.view({B, T, o.H, o.K});
-  v = v.view({B, T, o.HV, o.V});
+  auto [q, k, v] = query_key_value(o, w.qkv, x, sequences, state);
   if (w.D_log.defined()) {
     // Output correction: q <- q - exp(D_log) k, before the normalisation.
-    q = q - w.D_log.exp().to(k.scalar_type()).view({o.H, 1}) * k;
+    q = q - w.D_log.exp().to(k.scalar_type()).view({o.num_heads, 1}) * k;
   }
   const MomentumGates gates = momentum_gates(o, w, x);
   std::optional<at::Tensor> pi;
@@ -73,7 +63,7 @@ at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDel
   at::Tensor out;
   if (state && T == 1) {
     if (!state->S.defined()) {
-      state->S = at::zeros({B, o.HV, o.V, o.K}, gates.alpha.options());
+      state->S = at::zeros(state_shape("S", B), gates.alpha.options());
       state->M = at::zeros_like(state->S);
     }
     const auto token = [](const at::Tensor& t) { return t.squeeze(1); };
@@ -97,16 +87,14 @@ at::Tensor momentum_deltanet(const MomentumDeltaNetOptions& o, const MomentumDel
       state->M = final_M;
     }
   }
+  return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
+}
 
-  if (w.g_proj.defined() || w.g_proj_0.defined()) {
-    const at::Tensor g = w.g_proj.defined()
-                             ? project(x, w.g_proj)
-                             : project(project(x, w.g_proj_0), w.g_proj_1, w.g_proj_1_bias);
-    out = ops::rms_norm(out, w.o_norm, o.norm_eps, g.view({B, T, o.HV, o.V}));
-  } else {
-    out = ops::rms_norm(out, w.o_norm, o.norm_eps);
+std::vector<int64_t> MomentumDeltaNet::state_shape(std::string_view field, int64_t B) const {
+  if (field == "S" || field == "M") {
+    return {B, options.num_value_heads, options.value_dim, options.head_dim};
   }
-  return project(out.reshape({B, T, o.HV * o.V}), w.o_proj);
+  return conv_shape(options, field, B);
 }
 
 }  // namespace mdn::layers

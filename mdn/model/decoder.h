@@ -6,13 +6,10 @@
 
 #include <map>
 #include <optional>
-#include <variant>
 #include <vector>
 
-#include "mdn/layers/attention.h"
-#include "mdn/layers/mlp.h"
-#include "mdn/layers/momentum_deltanet.h"
 #include "mdn/layers/sequences.h"
+#include "mdn/model/blocks.h"
 #include "mdn/model/config.h"
 #include "mdn/model/parameters.h"
 
@@ -21,8 +18,7 @@ namespace mdn::model {
 /// What B sequences carry from call to call, one entry a layer; made by Decoder::new_state.
 /// Memory is constant but for attention layers without a window.
 struct DecoderState {
-  using Layer = std::variant<layers::MomentumDeltaNetState, layers::AttentionState>;
-  std::vector<Layer> layers;
+  std::vector<layers::MixerState> layers;
   int64_t position = 0;  // tokens read so far
 };
 
@@ -55,29 +51,15 @@ class Decoder {
   const Parameters& parameters() const { return parameters_; }
   Parameters& parameters() { return parameters_; }
 
-  /// What a layer reads, for programs that run the model in another way (mdn/generate/stepper.h).
-  struct Block {
-    MixerKind kind;
-    at::Tensor attn_norm, mlp_norm;  // [D]
-    std::variant<layers::MomentumDeltaNetWeights, layers::AttentionWeights> mixer;
-    layers::MlpWeights mlp;
-  };
-  const std::vector<Block>& blocks() const { return blocks_; }
-  const layers::MomentumDeltaNetOptions& momentum_options() const { return momentum_options_; }
-  const layers::AttentionOptions& attention_options() const { return attention_options_; }
+  /// What the model computes with, for programs that run it in another way (generate/stepper.h).
+  const DecoderWeights& weights() const { return weights_; }
   at::ScalarType compute_type() const { return compute_type_; }
-  const at::Tensor& embeddings() const { return embeddings_; }  // [vocab, D]
-  const at::Tensor& norm() const { return norm_; }              // [D]
-  const at::Tensor& head() const { return head_; }              // [vocab, D]
 
  private:
   Config config_;
   Parameters parameters_;
-  layers::MomentumDeltaNetOptions momentum_options_;
-  layers::AttentionOptions attention_options_;
+  DecoderWeights weights_;
   at::ScalarType compute_type_;
-  at::Tensor embeddings_, norm_, head_;
-  std::vector<Block> blocks_;
 };
 
 /// Further tensors that a state file carries, by names that no layer uses ("layers." is taken).

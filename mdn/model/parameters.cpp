@@ -24,7 +24,7 @@ at::Tensor draw(const WeightSpec& spec, const Config& config, const at::Tensor& 
       return at::ones(spec.shape, options);
     case Init::kLogUniform:
       // 1 - u lies in (0, 1]: the logarithm is finite
-      return ((1 - uniform()) * spec.init_high).log();
+      return (spec.init_low + (1 - uniform()) * (spec.init_high - spec.init_low)).log();
     case Init::kDt: {
       // dt = max(exp(u (ln 0.1 - ln 0.001) + ln 0.001), 1e-4); stored as dt + ln(-expm1(-dt))
       const at::Tensor dt =
@@ -152,14 +152,14 @@ Parameters Parameters::load(const Config& config, const std::filesystem::path& p
     if (parameters.has(view->name)) {
       continue;
     }
-    if (config.tie_word_embeddings && view->name == "lm_head.weight" &&
-        parameters.has("model.embeddings.weight")) {
-      const TensorView& embeddings = files.at("model.embeddings.weight");
+    const std::string shared = embeddings_name(config);
+    if (config.tie_word_embeddings && view->name == "lm_head.weight" && parameters.has(shared)) {
+      const TensorView& embeddings = files.at(shared);
       MDN_CHECK(view->dtype == embeddings.dtype && view->data.size() == embeddings.data.size() &&
                     std::memcmp(view->data.data(), embeddings.data.data(), view->data.size()) == 0,
-                "{}: the config ties lm_head.weight to model.embeddings.weight, but the file has a "
-                "different lm_head.weight",
-                path.string());
+                "{}: the config ties lm_head.weight to {}, but the file has a different "
+                "lm_head.weight",
+                path.string(), shared);
       continue;
     }
     unknown.push_back(view->name);

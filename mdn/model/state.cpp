@@ -12,39 +12,6 @@ namespace {
 
 constexpr std::string_view kLayerPrefix = "layers.";
 
-// Every tensor of a layer's state by name, in a fixed order; the same list serves both directions.
-std::vector<std::pair<const char*, at::Tensor*>> fields(DecoderState::Layer& layer) {
-  if (auto* m = std::get_if<layers::MomentumDeltaNetState>(&layer)) {
-    return {{"S", &m->S},
-            {"M", &m->M},
-            {"conv_q", &m->conv_q},
-            {"conv_k", &m->conv_k},
-            {"conv_v", &m->conv_v}};
-  }
-  auto& a = std::get<layers::AttentionState>(layer);
-  return {{"k", &a.k}, {"v", &a.v}};
-}
-
-// The expected shape of a field for B sequences; -1 stands for any size.
-std::vector<int64_t> expected_shape(const Config& c, MixerKind kind, std::string_view field,
-                                    int64_t B) {
-  if (kind == MixerKind::kAttention) {
-    return {B, c.attention.num_kv_heads, -1, c.hidden_size / c.attention.num_heads};
-  }
-  const MomentumDeltaNetConfig& m = c.momentum_deltanet;
-  if (field == "S" || field == "M") {
-    return {B, m.num_value_heads, m.value_dim, m.head_dim};
-  }
-  const int64_t channels =
-      field == "conv_v" ? m.num_value_heads * m.value_dim : m.num_heads * m.head_dim;
-  return {B, m.conv_size - 1, channels};
-}
-
-bool has_field(const Config& c, MixerKind kind, std::string_view field) {
-  return kind == MixerKind::kAttention || !field.starts_with("conv_") ||
-         c.momentum_deltanet.use_short_conv;
-}
-
 std::string name_of_field(size_t layer, const char* field) {
   return fmt::format("{}{}.{}", kLayerPrefix, layer, field);
 }
@@ -64,7 +31,7 @@ void save_state(const std::filesystem::path& path, const DecoderState& state, co
     views.push_back(std::move(view));
   };
   for (size_t i = 0; i < copy.layers.size(); ++i) {
-    for (const auto& [field, tensor] : fields(copy.layers[i])) {
+    for (const auto& [field, tensor] : layers::state_fields(copy.layers[i])) {
       if (tensor->defined()) {
         add(name_of_field(i, field), *tensor);
       }
@@ -108,24 +75,21 @@ DecoderState load_state(const std::filesystem::path& path, const Config& config,
 
   int64_t B = -1;
   size_t used = 0;
-  for (size_t i = 0; i < config.layers.size(); ++i) {
-    const MixerKind kind = config.layers[i];
-    if (kind == MixerKind::kAttention) {
-      layers::AttentionState attention;
-      attention.position = state.position;
-      state.layers.emplace_back(attention);
-    } else {
-      state.layers.emplace_back(layers::MomentumDeltaNetState{});
+  const std::vector<Block> blocks = outline(config);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    state.layers.push_back(layers::new_state(blocks[i].mixer));
+    if (auto* attention = std::get_if<layers::AttentionState>(&state.layers[i])) {
+      attention->position = state.position;
     }
-    for (const auto& [field, tensor] : fields(state.layers[i])) {
-      if (!has_field(config, kind, field)) {
+    for (const auto& [field, tensor] : layers::state_fields(state.layers[i])) {
+      if (layers::state_shape(blocks[i].mixer, field, 1).empty()) {
         continue;
       }
       const TensorView& view = file.at(name_of_field(i, field));
       if (B < 0 && !view.shape.empty()) {
         B = view.shape[0];
       }
-      const std::vector<int64_t> want = expected_shape(config, kind, field, B);
+      const std::vector<int64_t> want = layers::state_shape(blocks[i].mixer, field, B);
       bool fits = view.shape.size() == want.size();
       for (size_t d = 0; fits && d < want.size(); ++d) {
         fits = want[d] == -1 || want[d] == view.shape[d];

@@ -14,7 +14,7 @@ enum class Init {
   kNormal,  // N(0, initializer_range)
   kZeros,
   kOnes,
-  kLogUniform,  // ln of uniform(0, init_high]
+  kLogUniform,  // ln of uniform(init_low, init_high]
   kDt,          // inverse softplus of exp(uniform(ln 0.001, ln 0.1)), at least 1e-4
   kSame,        // the values of the parameter before it in the table
 };
@@ -23,14 +23,17 @@ struct WeightSpec {
   std::string name;            // the published safetensors name
   std::vector<int64_t> shape;  // linears are [out, in]
   Init init = Init::kNormal;
-  double init_high = 0;  // of kLogUniform
-  bool decay = true;     // takes weight decay: matrices and convolutions do, vectors do not
-  std::string part;      // for people: embeddings, mixer, mlp, norms, head
+  double init_low = 0, init_high = 0;  // of kLogUniform
+  bool decay = true;                   // takes weight decay: matrices and convolutions do
+  std::string part;                    // for people: embeddings, mixer, mlp, norms, head
 
   int64_t numel() const;
 };
 
 /// Every parameter in the order of the published state dict. A tied head has no entry of its own.
 std::vector<WeightSpec> weight_table(const Config& config);
+
+/// The name of the embeddings, which a tied head shares.
+std::string embeddings_name(const Config& config);
 
 }  // namespace mdn::model

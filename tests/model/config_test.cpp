@@ -44,10 +44,12 @@ int64_t count(const Config& config) {
 
 TEST(Config, PublishedSizesHaveThePublishedParameterCounts) {
   const std::pair<const char*, int64_t> table[] = {
-      {"mdn_400m", 417'537'012},
-      {"mdn_1.3b", 1'462'646'004},
-      {"mdn_hybrid_3_1", 430'946'400},
-      {"mdn_hybrid_7_1", 434'227'824},
+      {"mdn_400m", 417'537'012},         {"mdn_1.3b", 1'462'646'004},
+      {"mdn_hybrid_3_1", 430'946'400},   {"mdn_hybrid_7_1", 434'227'824},
+      {"gdn_400m", 417'278'460},         {"gdn_1.3b", 1'462'129'404},
+      {"gdn_hybrid_3_1", 430'650'912},   {"comba_400m", 417'278'712},
+      {"comba_1.3b", 1'462'129'656},     {"comba_hybrid_3_1", 430'651'200},
+      {"transformer_400m", 411'257'856}, {"transformer_1.3b", 1'439'078'400},
   };
   for (const auto& [name, parameters] : table) {
     const Config config = read_config(fmt::format(MDN_TEST_DATA "/../../configs/{}.json", name));
@@ -62,6 +64,25 @@ TEST(Config, DefaultsAreThePublishedClass) {
   EXPECT_EQ(c.layers.size(), 21u);
   EXPECT_EQ(c.intermediate_size, 5632);
   EXPECT_EQ(c.momentum_deltanet.min_log_mu, -2.0);
+}
+
+TEST(Config, RivalsHaveTheirOwnKeys) {
+  const Config gdn = parse_config(
+      R"({"model_type": "gated_deltanet", "use_gate": false, "allow_neg_eigval": true})", "c");
+  EXPECT_FALSE(gdn.gated_deltanet.gate);
+  EXPECT_TRUE(gdn.gated_deltanet.allow_neg_eigval);
+  const Config comba =
+      parse_config(R"({"model_type": "comba", "use_gate": false, "use_output_gate": true})", "c");
+  EXPECT_TRUE(comba.comba.gate);  // the published JSON's use_gate is ignored by its layer
+  const Config transformer =
+      parse_config(R"({"model_type": "transformer", "window_size": 16, "qk_norm": true})", "c");
+  EXPECT_EQ(transformer.attention.num_heads, 32);
+  EXPECT_EQ(transformer.attention.window_size, 16);
+  EXPECT_TRUE(transformer.attention.qk_norm);
+  EXPECT_EQ(transformer.layers, std::vector<MixerKind>(24, MixerKind::kAttention));
+  EXPECT_THAT(error_of(R"({"model_type": "transformer", "head_dim": 64})"), HasSubstr("head_dim"));
+  EXPECT_THAT(error_of(R"({"model_type": "transformer", "attention_bias": true})"),
+              HasSubstr("attention_bias"));
 }
 
 TEST(Config, NullFloorMeansNone) {

@@ -106,7 +106,9 @@ TEST_P(State, SavedStateContinuesExactly) {
 INSTANTIATE_TEST_SUITE_P(Decoder, State,
                          testing::Values(Case{"mdn", std::nullopt}, Case{"mdn_plain", std::nullopt},
                                          Case{"mdn_hybrid", std::nullopt}, Case{"mdn_hybrid", 5},
-                                         Case{"mdn_hybrid", 1}),
+                                         Case{"mdn_hybrid", 1}, Case{"gdn", std::nullopt},
+                                         Case{"comba", std::nullopt},
+                                         Case{"transformer", std::nullopt}, Case{"transformer", 7}),
                          [](const testing::TestParamInfo<Case>& test) {
                            return std::string(test.param.model) +
                                   (test.param.window ? fmt::format("_window{}", *test.param.window)

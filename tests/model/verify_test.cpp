@@ -23,9 +23,10 @@ std::string test_name(const testing::TestParamInfo<Goldens::ParamType>& info) {
   return std::string(std::get<0>(info.param)) + "_" + c10::toString(std::get<1>(info.param));
 }
 
-INSTANTIATE_TEST_SUITE_P(MomentumDeltaNet, Goldens,
+INSTANTIATE_TEST_SUITE_P(Families, Goldens,
                          testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora",
-                                                          "mdn_hybrid"),
+                                                          "mdn_hybrid", "gdn", "comba",
+                                                          "transformer"),
                                           testing::Values(at::kDouble, at::kFloat, at::kBFloat16)),
                          test_name);
 

@@ -1,0 +1,72 @@
+#include "mdn/layers/gated_deltanet.h"
+
+#include <ATen/ATen.h>
+
+#include "mdn/core/error.h"
+#include "mdn/layers/project.h"
+#include "mdn/ops/gated_delta_rule.h"
+
+namespace mdn::layers {
+
+std::vector<StateField> GatedDeltaNetState::fields() {
+  std::vector<StateField> all = {{"S", &S}};
+  for (const StateField& field : conv_fields()) {
+    all.push_back(field);
+  }
+  return all;
+}
+
+DeltaGates delta_gates(const at::Tensor& x, const at::Tensor& a_proj, const at::Tensor& b_proj,
+                       const at::Tensor& A_log, const at::Tensor& dt_bias) {
+  const auto type = gate_type(x);
+  const at::Tensor a = project(x, a_proj).to(type) + dt_bias.to(type);
+  return {.alpha = (-A_log.to(type).exp() * at::softplus(a)).exp(),
+          .beta = project(x, b_proj).to(type).sigmoid()};
+}
+
+at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
+                                const std::optional<at::Tensor>& pi, const Sequences& sequences,
+                                at::Tensor* S) {
+  const auto& [q, k, v] = qkv;
+  if (S && q.size(1) == 1) {
+    if (!S->defined()) {
+      *S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, gates.alpha.options());
+    }
+    const auto token = [](const at::Tensor& t) { return t.squeeze(1); };
+    return ops::gated_delta_rule_step(
+               token(q), token(k), token(v), token(gates.alpha), token(gates.beta), *S,
+               pi ? std::optional(token(*pi)) : std::nullopt, std::nullopt, std::nullopt, true)
+        .unsqueeze(1);
+  }
+  auto [o, final_S] = ops::gated_delta_rule(q, k, v, gates.alpha, gates.beta, pi,
+                                            S && S->defined() ? std::optional(*S) : std::nullopt,
+                                            sequences.cu_seqlens(), std::nullopt, true);
+  if (S) {
+    *S = final_S;
+  }
+  return o;
+}
+
+at::Tensor GatedDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
+                                     State* state) const {
+  const auto& [o, w] = *this;
+  MDN_CHECK(!state || !sequences.packed(),
+            "gated_deltanet: a carried state with packed sequences is not supported");
+  const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
+  DeltaGates gates = delta_gates(x, w.a_proj, w.b_proj, w.A_log, w.dt_bias);
+  if (o.allow_neg_eigval) {
+    gates.beta = 2 * gates.beta;
+  }
+  const at::Tensor out =
+      run_gated_delta_rule(qkv, gates, std::nullopt, sequences, state ? &state->S : nullptr);
+  return gated_output(w.output, GateActivation::kSilu, o.norm_eps, out, x);
+}
+
+std::vector<int64_t> GatedDeltaNet::state_shape(std::string_view field, int64_t B) const {
+  if (field == "S") {
+    return {B, options.num_value_heads, options.value_dim, options.head_dim};
+  }
+  return conv_shape(options, field, B);
+}
+
+}  // namespace mdn::layers

@@ -1,0 +1,46 @@
+// The Gated DeltaNet layer (arXiv 2412.06464): the delta rule with a decay and without momentum.
+#pragma once
+
+#include "mdn/layers/gated_output.h"
+#include "mdn/layers/qkv.h"
+
+namespace mdn::layers {
+
+struct GatedDeltaNetWeights {
+  QkvWeights qkv;
+  at::Tensor a_proj, b_proj;  // [HV, D]
+  at::Tensor A_log, dt_bias;  // [HV]
+  OutputWeights output;       // its gate is SiLU
+};
+
+struct GatedDeltaNetState : ConvStates {
+  at::Tensor S;  // [B, HV, V, K] float32
+
+  std::vector<StateField> fields();
+};
+
+/// alpha and beta of the gated delta rule, each [B, T, HV] in float32 (float64 models: float64):
+///   alpha = exp(-exp(A_log) softplus(a_proj x + dt_bias)),   beta = sigmoid(b_proj x)
+struct DeltaGates {
+  at::Tensor alpha, beta;
+};
+DeltaGates delta_gates(const at::Tensor& x, const at::Tensor& a_proj, const at::Tensor& b_proj,
+                       const at::Tensor& A_log, const at::Tensor& dt_bias);
+
+/// The operator of a layer without momentum, with q and k normalised inside: over x's tokens, or
+/// one step in place when a state meets a single token. `pi` [B, T, HV]: absent: alpha.
+at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
+                                const std::optional<at::Tensor>& pi, const Sequences& sequences,
+                                at::Tensor* S);
+
+struct GatedDeltaNet {
+  using State = GatedDeltaNetState;
+  GatedDeltaNetOptions options;
+  GatedDeltaNetWeights weights;
+
+  /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences and the state is advanced.
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
+};
+
+}  // namespace mdn::layers

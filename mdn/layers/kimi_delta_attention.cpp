@@ -1,0 +1,62 @@
+#include "mdn/layers/kimi_delta_attention.h"
+
+#include <ATen/ATen.h>
+
+#include "mdn/core/error.h"
+#include "mdn/layers/project.h"
+#include "mdn/ops/kimi_delta_rule.h"
+
+namespace mdn::layers {
+namespace {
+
+// Over x's tokens, or one step in place when a state meets a single token.
+at::Tensor run(const Qkv& qkv, const KimiGates& gates, const Sequences& sequences, at::Tensor* S) {
+  const auto& [q, k, v] = qkv;
+  if (S && q.size(1) == 1) {
+    if (!S->defined()) {
+      *S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, gates.beta.options());
+    }
+    const auto token = [](const at::Tensor& t) { return t.squeeze(1); };
+    return ops::kimi_delta_rule_step(token(q), token(k), token(v), token(gates.alpha),
+                                     token(gates.beta), *S, std::nullopt, std::nullopt, true)
+        .unsqueeze(1);
+  }
+  const auto [o, final_S] = ops::kimi_delta_rule(
+      q, k, v, gates.alpha, gates.beta, S && S->defined() ? std::optional(*S) : std::nullopt,
+      sequences.cu_seqlens(), std::nullopt, true);
+  if (S) {
+    *S = final_S;
+  }
+  return o;
+}
+
+}  // namespace
+
+KimiGates kimi_gates(const KimiDeltaAttentionOptions& o, const KimiDeltaAttentionWeights& w,
+                     const at::Tensor& x) {
+  const auto type = gate_type(x);
+  const at::Tensor f = project(project(x, w.f_proj_0), w.f_proj_1).to(type) + w.dt_bias.to(type);
+  const at::Tensor rate = w.A_log.to(type).exp().unsqueeze(-1);  // [HV, 1]
+  const at::Tensor beta = project(x, w.b_proj).to(type).sigmoid();
+  return {.alpha = (-rate * at::softplus(f).unflatten(-1, {o.num_value_heads, o.head_dim})).exp(),
+          .beta = o.allow_neg_eigval ? 2 * beta : beta};
+}
+
+at::Tensor KimiDeltaAttention::operator()(const at::Tensor& x, const Sequences& sequences,
+                                          State* state) const {
+  const auto& [o, w] = *this;
+  MDN_CHECK(!state || !sequences.packed(),
+            "kimi_delta_attention: a carried state with packed sequences is not supported");
+  const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
+  const at::Tensor out = run(qkv, kimi_gates(o, w, x), sequences, state ? &state->S : nullptr);
+  return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
+}
+
+std::vector<int64_t> KimiDeltaAttention::state_shape(std::string_view field, int64_t B) const {
+  if (field == "S") {
+    return {B, options.num_value_heads, options.value_dim, options.head_dim};
+  }
+  return conv_shape(options, field, B);
+}
+
+}  // namespace mdn::layers

@@ -1,0 +1,36 @@
+#include "mdn/ops/gated_delta_rule.h"
+
+#include <ATen/ATen.h>
+
+#include "mdn/ops/momentum_delta_rule.h"
+
+namespace mdn::ops {
+
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& q, const at::Tensor& k,
+                                                    const at::Tensor& v, const at::Tensor& alpha,
+                                                    const at::Tensor& beta,
+                                                    const std::optional<at::Tensor>& pi,
+                                                    const std::optional<at::Tensor>& initial_S,
+                                                    const std::optional<at::Tensor>& cu_seqlens,
+                                                    std::optional<double> scale, bool l2norm) {
+  std::optional<at::Tensor> initial_M;
+  if (initial_S) {
+    initial_M = at::zeros_like(*initial_S);
+  }
+  auto [o, S, M] =
+      momentum_delta_rule(q, k, v, alpha, at::zeros_like(beta), beta, at::ones_like(beta), pi,
+                          initial_S, initial_M, cu_seqlens, scale, l2norm);
+  return {o, S};
+}
+
+at::Tensor gated_delta_rule_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                 const at::Tensor& alpha, const at::Tensor& beta, at::Tensor& S,
+                                 const std::optional<at::Tensor>& pi,
+                                 const std::optional<at::Tensor>& slots,
+                                 std::optional<double> scale, bool l2norm) {
+  at::Tensor M = at::zeros_like(S);
+  return momentum_delta_rule_step(q, k, v, alpha, at::zeros_like(beta), beta, at::ones_like(beta),
+                                  S, M, pi, slots, scale, l2norm);
+}
+
+}  // namespace mdn::ops
