@@ -7,6 +7,7 @@ namespace mdn::app {
 
 void add_data(CLI::App& program);
 void add_train(CLI::App& program);
+void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_verify(CLI::App& program);
 void add_info(CLI::App& program);

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   program.fallthrough(false);
   mdn::app::add_data(program);
   mdn::app::add_train(program);
+  mdn::app::add_eval(program);
   mdn::app::add_generate(program);
   mdn::app::add_verify(program);
   mdn::app::add_info(program);
