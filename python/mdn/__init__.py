@@ -11,6 +11,8 @@ file or folder that the environment variable MDN_LIBRARY names, then beside this
 from mdn._library import library_path
 from mdn.ops import (
     from_published_states,
+    kimi_delta_rule,
+    kimi_delta_rule_step,
     momentum_delta_rule,
     momentum_delta_rule_step,
     to_published_states,
@@ -18,6 +20,8 @@ from mdn.ops import (
 
 __all__ = [
     "from_published_states",
+    "kimi_delta_rule",
+    "kimi_delta_rule_step",
     "library_path",
     "momentum_delta_rule",
     "momentum_delta_rule_step",

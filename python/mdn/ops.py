@@ -119,6 +119,75 @@ def momentum_delta_rule_step(
     )
 
 
+def kimi_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    initial_S: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    l2norm: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The delta rule of Kimi Delta Attention over whole sequences, with gradients: a gated delta
+    rule whose decay alpha is one number a key channel.
+
+        S  <- diag(alpha_t) S
+        r_t = v_t - S^T k_t
+        S  <- S + beta_t k_t r_t^T
+        o_t = scale S^T q_t
+
+    Args:
+        alpha: [B, T, HV, K], values (not logarithms), float32 (float64 with float64); 0 is legal.
+        beta: [B, T, HV], of alpha's dtype.
+        q, k, v, initial_S, cu_seqlens, scale, l2norm: as in momentum_delta_rule.
+
+    Returns:
+        o [B, T, HV, V] in q's dtype; the final S [N, HV, V, K] in the gates' dtype.
+
+    Raises:
+        RuntimeError: as momentum_delta_rule.
+    """
+    return torch.ops.mdn.kimi_delta_rule(
+        q,
+        k,
+        v,
+        alpha,
+        beta,
+        initial_S=initial_S,
+        cu_seqlens=cu_seqlens,
+        scale=scale,
+        l2norm=l2norm,
+    )
+
+
+def kimi_delta_rule_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    S: Tensor,
+    slots: Tensor | None = None,
+    scale: float | None = None,
+    l2norm: bool = False,
+) -> Tensor:
+    """One token for each of B sequences; the formulas of kimi_delta_rule, without gradients.
+
+    Args:
+        q, k: [B, H, K]; v: [B, HV, V]; alpha: [B, HV, K]; beta: [B, HV]; dtypes as there.
+        S: states of all sequences, [slots, HV, V, K], contiguous: **updated in place**.
+        slots, scale, l2norm: as in momentum_delta_rule_step.
+
+    Returns:
+        o [B, HV, V].
+    """
+    return torch.ops.mdn.kimi_delta_rule_step(
+        q, k, v, alpha, beta, S, slots=slots, scale=scale, l2norm=l2norm
+    )
+
+
 def from_published_states(S: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
     """States [N, HV, K, V], as the published code keeps them, in the layout [N, HV, V, K] of the
     operators here (float32, or float64 where they are)."""
