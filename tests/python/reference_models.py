@@ -76,7 +76,9 @@ def momentum_deltanet(config, w, x):
     def per_value_head(p):
         return p.repeat_interleave(HV // H)
 
-    log_mu = -per_value_head(w["Mu_log"]).exp() * F.softplus(x @ w["m_proj.weight"].T + w["mu_bias"])
+    log_mu = -per_value_head(w["Mu_log"]).exp() * F.softplus(
+        x @ w["m_proj.weight"].T + w["mu_bias"]
+    )
     floor = config.get("min_log_mu", -2.0)
     if floor is not None:
         log_mu = log_mu.clamp_min(floor)
@@ -85,7 +87,9 @@ def momentum_deltanet(config, w, x):
     eta = 1 + torch.tanh(x @ w["e_proj.weight"].T / tau)
     theta = torch.atan(eta * per_value_head(w["log_factor"]).exp())
     beta = theta.sin() ** 2 * torch.sigmoid(x @ w["b_proj.weight"].T)
-    decay = per_value_head(w["A_log"]).exp() * F.softplus(x @ w["a_proj.weight"].T + w["dt_bias"])
+    decay = per_value_head(w["A_log"]).exp() * F.softplus(
+        x @ w["a_proj.weight"].T + w["dt_bias"]
+    )
     alpha = theta.cos() ** 2 * torch.exp(-decay)
     pi = alpha if config.get("use_p_times_alpha", True) else torch.ones_like(alpha)
 
@@ -94,6 +98,7 @@ def momentum_deltanet(config, w, x):
     M = torch.zeros_like(S)
     outputs = []
     for t in range(T):
+
         def gate(g):
             return g[:, t, :, None, None]
 
@@ -102,7 +107,9 @@ def momentum_deltanet(config, w, x):
         M = gate(mu) * M - gate(eta) * kt * r
         S = gate(alpha) * S - gate(beta) * M
         outputs.append((S * q[:, t, :, :, None]).sum(2) / math.sqrt(K))
-    return delta_output(w, x, torch.stack(outputs, 1), config.get("norm_eps", 1e-6), torch.sigmoid)
+    return delta_output(
+        w, x, torch.stack(outputs, 1), config.get("norm_eps", 1e-6), torch.sigmoid
+    )
 
 
 def delta_rule(q, k, v, decay, beta, p):
@@ -145,7 +152,9 @@ def kda(config, w, x):
     H, HV, K, V = heads_of(config, 128, 1)
     q, k, v = qkv(w, x, config, H, HV, K, V)
     q, k = spread(l2norm(q), HV // H), spread(l2norm(k), HV // H)
-    f = (x @ w["f_proj.0.weight"].T @ w["f_proj.1.weight"].T + w["dt_bias"]).unflatten(-1, (HV, K))
+    f = (x @ w["f_proj.0.weight"].T @ w["f_proj.1.weight"].T + w["dt_bias"]).unflatten(
+        -1, (HV, K)
+    )
     decay = torch.exp(-w["A_log"].exp()[:, None] * F.softplus(f))
     beta = torch.sigmoid(x @ w["b_proj.weight"].T)
     if config.get("allow_neg_eigval", False):
@@ -178,7 +187,10 @@ def attention(config, w, x):
 
     q, k, v = project("q", heads), project("k", kv), project("v", kv)
     if config.get("qk_norm"):
-        q, k = rms_norm(q, w["q_norm.weight"], 1e-5), rms_norm(k, w["k_norm.weight"], 1e-5)
+        q, k = (
+            rms_norm(q, w["q_norm.weight"], 1e-5),
+            rms_norm(k, w["k_norm.weight"], 1e-5),
+        )
     theta = config.get("rope_theta", 10000.0)
     q, k = rotate(q, theta), rotate(k, theta)
     k, v = spread(k, heads // kv), spread(v, heads // kv)
@@ -193,7 +205,11 @@ def attention(config, w, x):
 
 
 def mamba2(config, w, x):
-    D, N, G = config["hidden_size"], config.get("state_size", 128), config.get("n_groups", 1)
+    D, N, G = (
+        config["hidden_size"],
+        config.get("state_size", 128),
+        config.get("n_groups", 1),
+    )
     E, P = config.get("expand", 2) * D, config.get("head_dim", 64)
     H = E // P
     projected = x @ w["in_proj.weight"].T
@@ -212,12 +228,16 @@ def mamba2(config, w, x):
     for t in range(x.shape[1]):
         h = decay[:, t, :, None, None] * h
         h = h + dt[:, t, :, None, None] * value[:, t, :, :, None] * b[:, t, :, None, :]
-        outputs.append((h * c[:, t, :, None, :]).sum(-1) + w["D"][:, None] * value[:, t])
+        outputs.append(
+            (h * c[:, t, :, None, :]).sum(-1) + w["D"][:, None] * value[:, t]
+        )
     y = torch.stack(outputs, 1).flatten(2)
 
     def norm(y):
         grouped = y.unflatten(-1, (G, E // G))
-        grouped = grouped / torch.sqrt(grouped.square().mean(-1, keepdim=True) + config["norm_eps"])
+        grouped = grouped / torch.sqrt(
+            grouped.square().mean(-1, keepdim=True) + config["norm_eps"]
+        )
         return grouped.flatten(-2) * w["norm.weight"]
 
     if config.get("norm_before_gate"):
@@ -255,7 +275,9 @@ def logits(config, weights, ids):
     for i in range(config["num_hidden_layers"]):
         w = below(weights, f"{root}.layers.{i}.")
         if family == "mamba2":
-            x = x + mamba2(config, below(w, "mixer."), rms_norm(x, w["norm.weight"], eps))
+            x = x + mamba2(
+                config, below(w, "mixer."), rms_norm(x, w["norm.weight"], eps)
+            )
             continue
         normed = rms_norm(x, w["attn_norm.weight"], eps)
         if family == "transformer":
@@ -266,12 +288,19 @@ def logits(config, weights, ids):
         else:
             x = x + MIXERS[family](config, below(w, "attn."), normed)
         normed = rms_norm(x, w["mlp_norm.weight"], eps)
-        inner = F.silu(normed @ w["mlp.gate_proj.weight"].T) * (normed @ w["mlp.up_proj.weight"].T)
+        inner = F.silu(normed @ w["mlp.gate_proj.weight"].T) * (
+            normed @ w["mlp.up_proj.weight"].T
+        )
         x = x + inner @ w["mlp.down_proj.weight"].T
     final = "backbone.norm_f.weight" if family == "mamba2" else "model.norm.weight"
     x = rms_norm(x, weights[final], eps)
     tied = config.get("tie_word_embeddings")
-    return x @ (weights[f"{root}.embeddings.weight"] if tied else weights["lm_head.weight"]).T
+    return (
+        x
+        @ (
+            weights[f"{root}.embeddings.weight"] if tied else weights["lm_head.weight"]
+        ).T
+    )
 
 
 def loss(config, weights, ids):
@@ -304,7 +333,9 @@ def read_safetensors(path):
     for name, entry in json.loads(data[8 : 8 + size]).items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
-            flat = torch.frombuffer(bytearray(data[8 + size + begin : 8 + size + end]),
-                                    dtype=types[entry["dtype"]])
+            flat = torch.frombuffer(
+                bytearray(data[8 + size + begin : 8 + size + end]),
+                dtype=types[entry["dtype"]],
+            )
             tensors[name] = flat.reshape(entry["shape"])
     return tensors

@@ -20,7 +20,13 @@ TINY = {
     "intermediate_size": 40,
 }
 HEADLESS = {k: v for k, v in TINY.items() if k not in ("head_dim", "expand_v")}
-ATTENTION = {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 9}
+ATTENTION = {
+    "layers": [1],
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "qkv_bias": True,
+    "window_size": 9,
+}
 
 VARIANTS = {
     "mdn_grouped": {**TINY, "model_type": "momentum_deltanet", "num_v_heads": 6},
@@ -88,7 +94,9 @@ VARIANTS = {
 
 def weight_shapes(folder):
     """Names and shapes as `mdn info --weights` lists them."""
-    done = subprocess.run([MDN, "info", folder, "--weights"], capture_output=True, text=True)
+    done = subprocess.run(
+        [MDN, "info", folder, "--weights"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     shapes = {}
     for line in done.stdout.splitlines():
@@ -132,21 +140,33 @@ def write_model(folder, config, seed=7, tokens=45):
         "decode_logits": out[:, -9:],
     }
     for name, weight in weights.items():
-        golden[f"grad.{name}"] = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        golden[f"grad.{name}"] = (
+            torch.zeros_like(weight) if weight.grad is None else weight.grad
+        )
     reference.write_safetensors(folder / "weights.safetensors", weights)
     reference.write_safetensors(folder / "golden.safetensors", golden)
 
 
 def verify(folder, *flags):
-    return subprocess.run([MDN, "verify", folder, *flags], capture_output=True, text=True)
+    return subprocess.run(
+        [MDN, "verify", folder, *flags], capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant(tmp_path, name):
     write_model(tmp_path, VARIANTS[name])
     # float64 against float64: rounding of 1e-16 through a few thousand operations
-    done = verify(tmp_path, "--dtype", "float64", "--tolerance", "1e-10",
-                  "--gradient-tolerance", "1e-9", "--all")
+    done = verify(
+        tmp_path,
+        "--dtype",
+        "float64",
+        "--tolerance",
+        "1e-10",
+        "--gradient-tolerance",
+        "1e-9",
+        "--all",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     done = verify(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
