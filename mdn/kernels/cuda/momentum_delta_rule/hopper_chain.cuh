@@ -143,25 +143,27 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   using L = ChainShared<kK, kBoxesV>;
   constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128;
-  const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int warp = thread / 32;
-  const int lane = thread % 32;
+  // Known to be the same in a warp where that saves registers (it does not with K = 256).
+  const int warpgroup = Sp::kHalves == 2
+                            ? static_cast<int>(threadIdx.x) / 128
+                            : __shfl_sync(0xFFFFFFFFU, static_cast<int>(threadIdx.x) / 128, 0);
   const int half = Sp::kHalves == 2 ? warpgroup : 0;
   const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;
   const int barrier_id = 1 + warpgroup;
   const int boxes_v = args.V / 64;
   const int v_box = tile * Sp::kBoxesV + box_v;
-  const int column = 2 * (lane % 4);
 
   float S[kRegisters];  // dS^T, dM^T
   float M[kRegisters];
-  const int64_t state_offset = ((static_cast<int64_t>(sequence) * args.HV + head) * args.V +
-                                64 * v_box + 16 * warp + lane / 4) *
-                                   kK +
-                               half * Sp::kWarpgroupK + column;
-  load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset, kK);
-  load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset, kK);
+  // This thread's first element of the sequence's [V, K] states.
+  const auto state_offset = [&] {
+    const int at = ptx::fresh_thread_index() % 128;
+    const int v = 64 * v_box + 16 * (at / 32) + at % 32 / 4;
+    return ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + v) * kK +
+           half * Sp::kWarpgroupK + 2 * (at % 4);
+  };
+  load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset(), kK);
+  load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset(), kK);
 
   uint8_t* states = shared + L::kStates + warpgroup * 2 * Sp::kWarpgroupBoxesK * kBox;
   const uint32_t S_box = ptx::shared_address(states);
@@ -397,12 +399,12 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     rest.next();
   }
   if (args.d_initial_S != nullptr) {
-    store_state(args.d_initial_S + state_offset, S, kK);
+    store_state(args.d_initial_S + state_offset(), S, kK);
   }
   if (args.d_initial_M != nullptr) {
-    store_state(args.d_initial_M + state_offset, M, kK);
+    store_state(args.d_initial_M + state_offset(), M, kK);
   }
-  if (thread == 0) {
+  if (threadIdx.x % 128 == 0) {
     ptx::store_wait<0>();
   }
 }
