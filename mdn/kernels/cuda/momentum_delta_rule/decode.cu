@@ -2,9 +2,11 @@
 //
 //     r = v - pi S k;  M <- mu M - eta r kᵀ;  S <- alpha S - beta M;  o = scale S q
 //
-// A group of lanes owns a row of S and the row of M (16 columns a lane: eight 16-byte loads in
-// flight a thread for float32 states), so nothing but q and k is shared, and the loads of the
-// states are issued before anything waits.
+// A group of lanes owns a row of S and the row of M (16 columns a lane), float16 states two rows:
+// so eight 16-byte loads are in flight a thread, nothing but q and k is shared, and the loads of
+// the states are issued before anything waits.
+#include <type_traits>
+
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/decode.h"
@@ -14,7 +16,7 @@ namespace mdn::kernels::cuda {
 namespace {
 
 constexpr int kColumnsPerLane = 16;
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = 128;
 constexpr int kMinThreads = 64;
 constexpr float kLargestHalf = 65504.0f;
 
@@ -99,17 +101,23 @@ struct Row {
 
   __device__ static int column(int piece, int lane) { return (piece * kLanes + lane) * P::kWidth; }
 
-  __device__ static void read(const State* row, int K, int lane, bool vector, bool inside,
-                              float (&x)[kColumnsPerLane]) {
-    typename P::Vector pieces[kPieces];
-    if (vector) {
+  using Pieces = typename P::Vector[kPieces];
+
+  /// Issues the loads of a row that comes in whole pieces.
+  __device__ static void fetch(const State* row, int K, int lane, bool inside, Pieces& pieces) {
 #pragma unroll
-      for (int i = 0; i < kPieces; ++i) {
-        pieces[i] = typename P::Vector{};
-        if (inside && column(i, lane) < K) {
-          pieces[i] = __ldcs(reinterpret_cast<const typename P::Vector*>(row + column(i, lane)));
-        }
+    for (int i = 0; i < kPieces; ++i) {
+      pieces[i] = typename P::Vector{};
+      if (inside && column(i, lane) < K) {
+        pieces[i] = __ldcs(reinterpret_cast<const typename P::Vector*>(row + column(i, lane)));
       }
+    }
+  }
+
+  /// The row as float32: from its pieces, or from memory where it does not come in pieces.
+  __device__ static void read(const State* row, int K, int lane, bool vector, bool inside,
+                              const Pieces& pieces, float (&x)[kColumnsPerLane]) {
+    if (vector) {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         P::unpack(pieces[i], &x[i * P::kWidth]);
@@ -158,7 +166,8 @@ struct Row {
   }
 };
 
-template <int kLanes, typename State>
+/// kRows: rows of S, and of M, that a group of lanes owns.
+template <int kLanes, typename State, int kRows>
 __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
   constexpr int kColumns = kLanes * kColumnsPerLane;
   __shared__ __align__(16) float q_shared[kColumns];
@@ -171,20 +180,26 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
   const int lane = thread % kLanes;
   const int64_t head = blockIdx.x / p.tiles % p.HV;
   const int64_t b = blockIdx.x / p.tiles / p.HV;
-  const int64_t row = int64_t{blockIdx.x % p.tiles} * (threads / kLanes) + thread / kLanes;
-  const bool inside = row < p.V;
+  const int64_t first_row =
+      (int64_t{blockIdx.x % p.tiles} * (threads / kLanes) + thread / kLanes) * kRows;
   const int64_t slot = p.slots ? p.slots[b] : b;
   if (slot < 0) {
     return;  // a padding row
   }
 
-  const int64_t at = ((slot * p.HV + head) * p.V + row) * p.K;
-  State* const S_row = static_cast<State*>(p.S) + at;
-  State* const M_row = static_cast<State*>(p.M) + at;
-  float S[kColumnsPerLane];
-  float M[kColumnsPerLane];
-  States::read(S_row, p.K, lane, p.vector, inside, S);
-  States::read(M_row, p.K, lane, p.vector, inside, M);
+  const int64_t at = ((slot * p.HV + head) * p.V + first_row) * p.K;
+  State* const S_rows = static_cast<State*>(p.S) + at;
+  State* const M_rows = static_cast<State*>(p.M) + at;
+  typename States::Pieces S_pieces[kRows];
+  typename States::Pieces M_pieces[kRows];
+  if (p.vector) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const bool inside = first_row + i < p.V;
+      States::fetch(S_rows + i * p.K, p.K, lane, inside, S_pieces[i]);
+      States::fetch(M_rows + i * p.K, p.K, lane, inside, M_pieces[i]);
+    }
+  }
 
   const int64_t gate = b * p.HV + head;
   const float alpha = p.alpha[gate];
@@ -192,8 +207,12 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
   const float eta = p.eta[gate];
   const float beta = p.beta[gate];
   const float pi = p.pi[gate];
-  const int64_t out = gate * p.V + row;
-  const float v = inside ? load_element(p.v, out, p.dtype) : 0.0f;
+  const int64_t out = gate * p.V + first_row;
+  float v[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    v[i] = first_row + i < p.V ? load_element(p.v, out + i, p.dtype) : 0.0f;
+  }
 
   const int64_t from = (b * (p.HV / p.group) + head / p.group) * p.K;
   float q_squares = 0.0f;
@@ -228,56 +247,70 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
     k_inverse = 1.0f / sqrtf(k_sum + static_cast<float>(kL2NormEps));
   }
 
-  float x[kColumnsPerLane];
-  States::read_shared(k_shared, lane, x);
-  float prediction = 0.0f;  // S k
 #pragma unroll
-  for (int i = 0; i < kColumnsPerLane; ++i) {
-    prediction += S[i] * x[i];
-  }
-  prediction = sum_of_lanes<kLanes>(prediction) * k_inverse;
-  const float write = eta * (v - pi * prediction) * k_inverse;  // eta r
+  for (int row = 0; row < kRows; ++row) {
+    const bool inside = first_row + row < p.V;
+    float S[kColumnsPerLane];
+    float M[kColumnsPerLane];
+    float x[kColumnsPerLane];
+    States::read(S_rows + row * p.K, p.K, lane, p.vector, inside, S_pieces[row], S);
+    States::read(M_rows + row * p.K, p.K, lane, p.vector, inside, M_pieces[row], M);
+    States::read_shared(k_shared, lane, x);
+    float prediction = 0.0f;  // S k
 #pragma unroll
-  for (int i = 0; i < kColumnsPerLane; ++i) {  // M = mu M - eta r k; S = alpha S - beta M
-    M[i] = mu * M[i] - write * x[i];
-    S[i] = alpha * S[i] - beta * M[i];
-  }
-  if (inside) {
-    States::write(S_row, p.K, lane, p.vector, S);
-    States::write(M_row, p.K, lane, p.vector, M);
-  }
-  States::read_shared(q_shared, lane, x);
-  float o = 0.0f;
+    for (int i = 0; i < kColumnsPerLane; ++i) {
+      prediction += S[i] * x[i];
+    }
+    prediction = sum_of_lanes<kLanes>(prediction) * k_inverse;
+    const float write = eta * (v[row] - pi * prediction) * k_inverse;  // eta r
 #pragma unroll
-  for (int i = 0; i < kColumnsPerLane; ++i) {
-    o += S[i] * x[i];
-  }
-  o = sum_of_lanes<kLanes>(o) * p.scale * q_inverse;
-  if (inside && lane == 0) {
-    store_element(p.o, out, p.dtype, o);
+    for (int i = 0; i < kColumnsPerLane; ++i) {  // M = mu M - eta r k; S = alpha S - beta M
+      M[i] = mu * M[i] - write * x[i];
+      S[i] = alpha * S[i] - beta * M[i];
+    }
+    if (inside) {
+      States::write(S_rows + row * p.K, p.K, lane, p.vector, S);
+      States::write(M_rows + row * p.K, p.K, lane, p.vector, M);
+    }
+    States::read_shared(q_shared, lane, x);
+    float o = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kColumnsPerLane; ++i) {
+      o += S[i] * x[i];
+    }
+    o = sum_of_lanes<kLanes>(o) * p.scale * q_inverse;
+    if (inside && lane == 0) {
+      store_element(p.o, out + row, p.dtype, o);
+    }
   }
 }
 
-/// The largest block that still gives every multiprocessor four; small batches get small blocks.
-int choose_threads(int64_t heads, int64_t V, int lanes, int multiprocessors) {
+/// Whether blocks of `rows` rows are at least four a multiprocessor.
+bool fills(int64_t heads, int64_t V, int rows, int multiprocessors) {
+  return heads * ((V + rows - 1) / rows) >= 4 * int64_t{multiprocessors};
+}
+
+/// The largest block that still fills the device; small batches get small blocks.
+template <int kLanes, typename State, int kRows>
+void launch_rows(StepParams p, int64_t heads, const DeviceFacts& device, cudaStream_t stream) {
+  const auto rows = [](int threads) { return threads / kLanes * kRows; };
   int threads = kMaxThreads;
-  while (threads > kMinThreads) {
-    const int64_t rows = threads / lanes;
-    if (heads * ((V + rows - 1) / rows) >= 4 * int64_t{multiprocessors}) {
-      break;
-    }
+  while (threads > kMinThreads && !fills(heads, p.V, rows(threads), device.multiprocessors)) {
     threads /= 2;
   }
-  return threads;
+  p.tiles = static_cast<int>((p.V + rows(threads) - 1) / rows(threads));
+  launch("launch of momentum_delta_rule step", step_kernel<kLanes, State, kRows>, heads * p.tiles,
+         threads, 0, stream, p);
 }
 
 template <int kLanes, typename State>
 void launch_step(StepParams p, int64_t heads, const DeviceFacts& device, cudaStream_t stream) {
-  const int threads = choose_threads(heads, p.V, kLanes, device.multiprocessors);
-  const int rows = threads / kLanes;
-  p.tiles = static_cast<int>((p.V + rows - 1) / rows);
-  launch("launch of momentum_delta_rule step", step_kernel<kLanes, State>, heads * p.tiles, threads,
-         0, stream, p);
+  if constexpr (std::is_same_v<State, __half>) {
+    if (fills(heads, p.V, kMaxThreads / kLanes * 2, device.multiprocessors)) {
+      return launch_rows<kLanes, State, 2>(p, heads, device, stream);
+    }
+  }
+  launch_rows<kLanes, State, 1>(p, heads, device, stream);
 }
 
 template <typename State>
