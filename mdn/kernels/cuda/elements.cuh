@@ -59,6 +59,11 @@ __device__ inline void halve_values(float (&values)[kValues]) {
   }
 }
 
+/// The largest of a warp's non-negative numbers, in every lane.
+__device__ inline float largest_of_warp(float x) {
+  return __uint_as_float(__reduce_max_sync(0xFFFFFFFFU, __float_as_uint(x)));
+}
+
 /// Sums kValues values (16 or 32) over the warp at once: lane i gets that of values[i % kValues].
 /// Halving the values at each step takes 31 shuffles for 32 sums, not 160. Destroys `values`.
 template <int kValues>

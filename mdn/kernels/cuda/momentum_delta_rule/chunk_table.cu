@@ -44,8 +44,12 @@ __global__ void __launch_bounds__(kScanThreads)
 /// One thread an entry; a packed chunk finds its sequence by binary search in `begin`.
 __global__ void __launch_bounds__(kFillThreads)
     fill_chunks(const int64_t* __restrict__ cu_seqlens, int64_t N, int64_t T, int chunk_length,
-                int64_t entries, Chunk* __restrict__ chunks, int32_t* __restrict__ begin) {
+                int64_t entries, Chunk* __restrict__ chunks, int32_t* __restrict__ begin,
+                uint32_t* __restrict__ zeros, int64_t zero_words) {
   const int64_t entry = int64_t{blockIdx.x} * kFillThreads + threadIdx.x;
+  for (int64_t i = entry; i < zero_words; i += int64_t{gridDim.x} * kFillThreads) {
+    zeros[i] = 0;
+  }
   int64_t sequence = -1;
   int64_t index = 0;  // of the chunk in its sequence
   int64_t first = 0;  // token of the sequence
@@ -112,7 +116,7 @@ size_t chunk_table_bytes(const MomentumDeltaRuleProblem& problem, int chunk_leng
 }
 
 ChunkTable make_chunk_table(const MomentumDeltaRuleProblem& problem, int chunk_length, void* memory,
-                            cudaStream_t stream) {
+                            cudaStream_t stream, uint32_t* zeros, int64_t zero_words) {
   const int64_t entries = max_chunks(problem, chunk_length);
   auto* chunks = static_cast<Chunk*>(memory);
   auto* begin = reinterpret_cast<int32_t*>(static_cast<char*>(memory) +
@@ -123,7 +127,7 @@ ChunkTable make_chunk_table(const MomentumDeltaRuleProblem& problem, int chunk_l
   }
   const int64_t blocks = entries / kFillThreads + 1;  // at least one thread more than entries
   launch("launch of fill_chunks", fill_chunks, blocks, kFillThreads, 0, stream, problem.cu_seqlens,
-         problem.N, problem.T, chunk_length, entries, chunks, begin);
+         problem.N, problem.T, chunk_length, entries, chunks, begin, zeros, zero_words);
   return {chunks, begin, entries};
 }
 

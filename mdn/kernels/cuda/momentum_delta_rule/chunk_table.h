@@ -39,8 +39,9 @@ int64_t max_chunks(const MomentumDeltaRuleProblem& problem, int chunk_length);
 /// Bytes of the table, a multiple of 256.
 size_t chunk_table_bytes(const MomentumDeltaRuleProblem& problem, int chunk_length);
 
-/// Queues the kernels that fill the table into `memory` (chunk_table_bytes, 256-byte aligned).
+/// Queues the kernels that fill the table into `memory` (chunk_table_bytes, 256-byte aligned). They
+/// also set `zero_words` 32-bit words at `zeros` to 0.
 ChunkTable make_chunk_table(const MomentumDeltaRuleProblem& problem, int chunk_length, void* memory,
-                            cudaStream_t stream);
+                            cudaStream_t stream, uint32_t* zeros = nullptr, int64_t zero_words = 0);
 
 }  // namespace mdn::kernels::cuda

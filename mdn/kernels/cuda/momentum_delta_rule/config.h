@@ -12,17 +12,21 @@
 namespace mdn::kernels::cuda {
 
 struct HopperForwardConfig {
+  bool split = false;             // two warpgroups share the key channels: K = 256
   int value_tiles = 1;            // of 64 value channels a block of the recurrence
-  int64_t prepare_blocks = 0;     // (chunk, query/key head)
+  int64_t prepare_items = 0;      // (chunk, query/key head)
+  int64_t prepare_blocks = 0;     // that take them
+  int64_t shared_items = 0;       // everyone's, the others being the helpers' (hopper_progress.cuh)
+  int helpers_from = 0;           // first multiprocessor of the helpers
   int64_t recurrence_blocks = 0;  // (sequence, value head, value_tiles * 64 channels of V)
 };
 
 /// Two tiles share a block, and so what is loaded of q, k, T and PGD, where the blocks still reach
-/// at least 70% of the multiprocessors. K = 256 fills a block with one tile.
+/// at least 70% of the multiprocessors.
 HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& problem,
                                           const DeviceFacts& device);
 
-/// "value tiles 2 of 64, prepare 3072 blocks, recurrence 96 blocks"
+/// "prepare 660 blocks, 1.2k of 3k items late, recurrence 96 blocks of 2 tiles"
 std::string describe(const HopperForwardConfig& config);
 
 }  // namespace mdn::kernels::cuda

@@ -123,7 +123,8 @@ __device__ __forceinline__ void scaled_fragment(uint32_t (&a)[4], const float (&
 
 /// A power of two, the same in the whole warp, that brings the largest |d| of the warp into
 /// [2^14, 2^15): fp16 operands made with it neither saturate nor lose small elements. `inverse` is
-/// its reciprocal.
+/// its reciprocal, at most 2^60: what is larger saturates, so that a run that grows without bound
+/// stays finite.
 template <int kCount>
 __device__ __forceinline__ float half_scale(const float (&d)[kCount], float& inverse) {
   float largest = 0.0F;
@@ -132,7 +133,7 @@ __device__ __forceinline__ float half_scale(const float (&d)[kCount], float& inv
     largest = fmaxf(largest, fabsf(d[i]));
   }
   const uint32_t bits = __reduce_max_sync(0xFFFFFFFFU, __float_as_uint(largest));
-  const int exponent = min(253, max(1, 268 - static_cast<int>(bits >> 23)));
+  const int exponent = min(253, max(127 - 60, 268 - static_cast<int>(bits >> 23)));
   inverse = __uint_as_float(static_cast<uint32_t>(254 - exponent) << 23);
   return __uint_as_float(static_cast<uint32_t>(exponent) << 23);
 }

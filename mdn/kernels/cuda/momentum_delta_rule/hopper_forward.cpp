@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
@@ -16,8 +18,24 @@ constexpr int kTileChannels = 64;         // of V, one warpgroup (K = 256: two)
 constexpr double kSmallestFill = 0.7;     // of the multiprocessors, for two tiles a block
 constexpr int kSharedMemory = 227 << 10;  // what a block of the recurrence may take
 
+// Times of one item of prepare on a whole multiprocessor, and of one chunk of the recurrence there.
+constexpr double kPrepareTime = 4.0;  // microseconds, measured
+constexpr double kPrepareTimeSplit = 5.7;
+constexpr double kChunkTime[] = {2.2, 3.8};  // one tile a block, two
+constexpr double kChunkTimeSplit = 4.2;
+constexpr double kLateShare = 0.85;  // of what helpers can do by then
+
 int64_t tokens(const MomentumDeltaRuleProblem& problem) {
   return problem.B * problem.T;
+}
+
+size_t progress_words(const MomentumDeltaRuleProblem& problem) {
+  return sizeof(hopper::Progress) / 4 +
+         static_cast<size_t>(max_chunks(problem, kChunk) * problem.HV);
+}
+
+size_t progress_bytes(const MomentumDeltaRuleProblem& problem) {
+  return (progress_words(problem) * 4 + 255) / 256 * 256;
 }
 
 }  // namespace
@@ -27,19 +45,37 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
   HopperForwardConfig config;
   const int64_t tiles = problem.N * problem.HV * (problem.V / kTileChannels);
   const int64_t pairs = tiles / 2;  // exact where pairs can be taken
-  if (problem.K <= 128 && problem.V % (2 * kTileChannels) == 0 &&
+  config.split = problem.K > 128;
+  if (!config.split && problem.V % (2 * kTileChannels) == 0 &&
       static_cast<double>(pairs) >= kSmallestFill * device.multiprocessors) {
     config.value_tiles = 2;
   }
-  config.prepare_blocks = max_chunks(problem, kChunk) * problem.H;
   config.recurrence_blocks = tiles / config.value_tiles;
+
+  const int64_t SMs = device.multiprocessors;
+  const int64_t chunks = max_chunks(problem, kChunk);
+  const int64_t blocks_each = config.split ? 3 : 4;  // that fit a multiprocessor
+  config.prepare_items = chunks * problem.H;
+  config.prepare_blocks = std::min(config.prepare_items, SMs * blocks_each);
+  const int64_t waves = (config.recurrence_blocks + SMs - 1) / SMs;
+  config.helpers_from =
+      static_cast<int>(waves == 0 ? SMs : (config.recurrence_blocks + waves - 1) / waves);
+  const double wave = (config.split ? kChunkTimeSplit : kChunkTime[config.value_tiles - 1]) *
+                      static_cast<double>(problem.N == 0 ? 0 : chunks / problem.N);
+  const double late = kLateShare * static_cast<double>(SMs - config.helpers_from) * wave /
+                      ((config.split ? kPrepareTimeSplit : kPrepareTime) *
+                       static_cast<double>(problem.HV / problem.H));
+  config.shared_items =
+      std::max(config.prepare_blocks, config.prepare_items - static_cast<int64_t>(late));
   return config;
 }
 
 std::string describe(const HopperForwardConfig& config) {
-  return fmt::format("value tiles {} of {}, prepare {} blocks, recurrence {} blocks",
-                     config.value_tiles, kTileChannels, config.prepare_blocks,
-                     config.recurrence_blocks);
+  return fmt::format("prepare {} blocks, {} of {} items late; recurrence {} blocks of {} tile{}{}",
+                     config.prepare_blocks, config.prepare_items - config.shared_items,
+                     config.prepare_items, config.recurrence_blocks, config.value_tiles,
+                     config.value_tiles == 1 ? "" : "s",
+                     config.split ? ", key channels split" : "");
 }
 
 size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem) {
@@ -58,7 +94,8 @@ bool hopper_supports_forward(const MomentumDeltaRuleProblem& problem, const Devi
 }
 
 size_t hopper_forward_workspace(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
-  return chunk_table_bytes(problem, kChunk) + hopper_record_bytes(problem);
+  return chunk_table_bytes(problem, kChunk) + progress_bytes(problem) +
+         hopper_record_bytes(problem);
 }
 
 size_t hopper_saved(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
@@ -74,10 +111,13 @@ HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& 
   arguments.q = ptx::make_tensor_map(problem.dtype, in.q, count, problem.H, problem.K);
   arguments.k = ptx::make_tensor_map(problem.dtype, in.k, count, problem.H, problem.K);
   arguments.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
-  arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream);
-  arguments.records = call.saved != nullptr
-                          ? static_cast<char*>(call.saved)
-                          : static_cast<char*>(call.workspace) + chunk_table_bytes(problem, kChunk);
+  char* progress = static_cast<char*>(call.workspace) + chunk_table_bytes(problem, kChunk);
+  arguments.progress = reinterpret_cast<hopper::Progress*>(progress);
+  arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream,
+                                     reinterpret_cast<uint32_t*>(progress),
+                                     static_cast<int64_t>(progress_words(problem)));
+  arguments.records =
+      call.saved != nullptr ? static_cast<char*>(call.saved) : progress + progress_bytes(problem);
   return arguments;
 }
 

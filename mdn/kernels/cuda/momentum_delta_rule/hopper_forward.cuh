@@ -5,6 +5,7 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_recurrence.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_recurrence_split.cuh"
 
 namespace mdn::kernels::cuda {
 
@@ -37,6 +38,15 @@ void launch_early(const char* name, void (*kernel)(Params...), int64_t blocks, i
   }
 }
 
+inline hopper::ItemOrder item_order(const MomentumDeltaRuleProblem& problem,
+                                    const HopperForwardConfig& config) {
+  const auto rows = static_cast<int>(problem.cu_seqlens == nullptr ? problem.N : 1);
+  const auto H = static_cast<int>(problem.H);
+  const auto items = static_cast<int>(config.prepare_items);
+  return {items, static_cast<int>(config.shared_items), config.helpers_from,
+          rows,  rows == 0 ? 0 : items / (H * rows),    H};
+}
+
 template <class T>
 void launch_hopper_prepare(const MomentumDeltaRuleForward& call, const HopperForwardConfig& config,
                            const HopperForwardArguments& arguments, cudaStream_t stream) {
@@ -49,14 +59,16 @@ void launch_hopper_prepare(const MomentumDeltaRuleForward& call, const HopperFor
                                      static_cast<const float*>(in.beta),
                                      static_cast<const float*>(in.pi),
                                      arguments.records,
-                                     static_cast<int>(problem.H),
+                                     arguments.progress,
+                                     item_order(problem, config),
                                      static_cast<int>(problem.HV / problem.H),
                                      static_cast<float>(problem.scale),
                                      problem.l2norm};
   const auto run = [&]<int K>() {
-    launch("launch of prepare", hopper::prepare<T, K>, config.prepare_blocks,
-           hopper::kPrepareThreads, sizeof(hopper::PrepareShared<K>), stream, arguments.q,
-           arguments.k, params);
+    launch("launch of prepare",
+           params.group == 1 ? hopper::prepare<T, K, false> : hopper::prepare<T, K, true>,
+           config.prepare_blocks, hopper::kPrepareThreads, sizeof(hopper::PrepareShared<K>), stream,
+           arguments.q, arguments.k, params);
   };
   switch (problem.K) {
     case 64:
@@ -76,6 +88,7 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
   const hopper::RecurrenceParams params{arguments.table.chunks,
                                         arguments.table.begin,
                                         arguments.records,
+                                        arguments.progress,
                                         static_cast<const float*>(call.inputs.initial_S),
                                         static_cast<const float*>(call.inputs.initial_M),
                                         static_cast<float*>(call.final_S),
@@ -84,20 +97,28 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
                                         static_cast<int>(problem.HV),
                                         static_cast<int>(problem.HV / problem.H),
                                         static_cast<int>(problem.V)};
-  const auto run = [&]<int K, int kTiles>() {
-    using Traits = hopper::RecurrenceTraits<T, K, kTiles>;
-    launch_early("launch of recurrence", hopper::recurrence<Traits>, config.recurrence_blocks,
-                 Traits::kThreads, sizeof(hopper::RecurrenceShared<Traits>), stream, arguments.q,
-                 arguments.k, arguments.v, params);
+  const auto run = [&](auto* kernel, int threads, size_t shared) {
+    if (config.prepare_blocks == 0) {  // no kernel that it may overlap with
+      launch("launch of recurrence", kernel, config.recurrence_blocks, threads, shared, stream,
+             arguments.q, arguments.k, arguments.v, params);
+      return;
+    }
+    launch_early("launch of recurrence", kernel, config.recurrence_blocks, threads, shared, stream,
+                 arguments.q, arguments.k, arguments.v, params);
   };
-  const bool two = config.value_tiles == 2;
-  switch (problem.K) {
-    case 64:
-      return two ? run.template operator()<64, 2>() : run.template operator()<64, 1>();
-    case 128:
-      return two ? run.template operator()<128, 2>() : run.template operator()<128, 1>();
-    default:
-      return run.template operator()<256, 1>();
+  const auto run_tiles = [&]<int K, int kTiles>() {
+    using Traits = hopper::RecurrenceTraits<T, K, kTiles>;
+    run(hopper::recurrence<Traits>, Traits::kThreads, sizeof(hopper::RecurrenceShared<Traits>));
+  };
+  if (config.split) {
+    using Traits = hopper::SplitTraits<T>;
+    run(hopper::recurrence_split<Traits>, Traits::kThreads, sizeof(hopper::SplitShared<Traits>));
+  } else if (problem.K == 128) {
+    config.value_tiles == 2 ? run_tiles.template operator()<128, 2>()
+                            : run_tiles.template operator()<128, 1>();
+  } else {
+    config.value_tiles == 2 ? run_tiles.template operator()<64, 2>()
+                            : run_tiles.template operator()<64, 1>();
   }
 }
 

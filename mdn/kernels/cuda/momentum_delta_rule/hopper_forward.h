@@ -14,6 +14,18 @@
 
 namespace mdn::kernels::cuda {
 
+namespace hopper {
+/// In device memory, zero before prepare starts; behind it a word for every record, 1 when it is
+/// written (hopper_progress.cuh).
+struct Progress {
+  uint32_t taken;          // of the items that are everyone's, beyond each block's first
+  uint32_t taken_helpers;  // of the others
+  uint32_t helpers;        // blocks that stay until all items are done
+  uint32_t unused[61];
+};
+static_assert(sizeof(Progress) == 256);
+}  // namespace hopper
+
 /// Device pointers and tensor maps of one call.
 struct HopperForwardArguments {
   CUtensorMap q;
@@ -21,6 +33,7 @@ struct HopperForwardArguments {
   CUtensorMap v;
   ChunkTable table;
   char* records = nullptr;  // hopper_saved.h
+  hopper::Progress* progress = nullptr;
 };
 
 /// Bytes of the records of a call: everything the backward pass wants saved.

@@ -1,27 +1,33 @@
-// Prepare: everything of a chunk that does not depend on the states, one block for every (chunk,
-// query/key head), all chunks at once. Writes the records of hopper_saved.h.
+// Prepare: everything of a chunk that does not depend on the states. Writes the records of
+// hopper_saved.h. A block takes one (chunk, query/key head) after another (hopper_progress.cuh),
+// and asks for the next one's gates, q and k while it works.
 //
-//   1. P = Q K^T and K K^T by wgmma, raw rows; the L2 norms are folded in as factors of rows and
+//   1. the masks H and G, while the copy engine brings q and k: the recurrence inside blocks of 16
+//      tokens, rank two beyond (only products and sums of non-negative numbers: no logarithm,
+//      division or difference)
+//   2. P = Q K^T and K K^T by wgmma, raw rows; the L2 norms are folded in as factors of rows and
 //      columns
-//   2. the masks H and G: the recurrence inside blocks of 16 tokens, rank two beyond
-//      (only products and sums of non-negative numbers: no logarithm, division or difference)
 //   3. A = I + (H o KK^T) D in shared memory, inverted there in fp32: substitution in 16 x 16
 //      blocks, then merges 16 -> 32 -> 64
 //   4. T and PGD rounded to fp16, written with the vectors as one run of bytes
 //
-// With several value heads to a query/key head the scores are made once and 2-4 repeated.
+// With several value heads to a query/key head the scores are made once, the rest is repeated.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
 
+#include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_progress.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
 #include "mdn/kernels/cuda/parts/tile.cuh"
+#include "mdn/kernels/cuda/ptx/async_copy.cuh"
 #include "mdn/kernels/cuda/ptx/fence.cuh"
 #include "mdn/kernels/cuda/ptx/mbarrier.cuh"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
+#include "mdn/kernels/cuda/ptx/thread.cuh"
 #include "mdn/kernels/cuda/ptx/tma.cuh"
 #include "mdn/kernels/cuda/ptx/wgmma.cuh"
 
@@ -35,7 +41,8 @@ struct PrepareParams {
   const float* beta;
   const float* pi;  // null: alpha
   char* records;
-  int H;
+  Progress* progress;
+  ItemOrder order;
   int group;  // value heads a query/key head
   float scale;
   bool l2norm;
@@ -47,10 +54,10 @@ inline constexpr int kBlocks = kChunk / kBlockTokens;  // 4
 inline constexpr int kColumnM = kChunk;                // the initial M as a column of the masks
 inline constexpr int kColumnS = kChunk + 1;            // the initial S
 inline constexpr int kStrideA = kChunk + 4;            // floats a row of A: no bank conflicts
-inline constexpr int kStrideLocal = 20;                // floats a row of the local masks
-inline constexpr int kLocalM = kBlockTokens;           // columns of the local masks: the M and
-inline constexpr int kLocalS = kBlockTokens + 1;       // the S that the block starts with
-inline constexpr int kMaxScaleExponent = 12;
+inline constexpr int kLaneM = kBlockTokens;            // lanes of the mask recurrence: the M and
+inline constexpr int kLaneS = kBlockTokens + 1;        // the S that the block starts with
+inline constexpr int kMaxScaleExponent = 8;            // 2^8 g and 2^8 n still fit fp16
+inline constexpr float kLargestHalf = 65504.0f;
 
 /// Gates of the chunk, neutral past its end.
 struct ChunkGates {
@@ -62,32 +69,45 @@ struct ChunkGates {
 };
 
 /// The masks in factored form: inside a block by element, beyond it through the row at the end of
-/// the block before.
+/// the block before. Inside a block H[t, j] = pi_t G[t-1, j].
 struct ChunkMasks {
-  float G[kChunk][kStrideLocal];      // G[t, j] for j in t's block; then b'_t and a'_t
-  float H[kChunk][kStrideLocal];      // H[t, j]; then c'_t and e'_t
-  float m[kChunk];                    // m'_t
-  float end_G[kBlocks][kChunk + 4];   // row of G at the end of each block, all columns
-  float end_Mu[kBlocks][kChunk + 4];  // the same of Mu
+  float G[kChunk][kBlockTokens];  // G[t, j] for j in t's block, 0 for j > t
+  float a[kChunk];                // of t in its block: a'_t, b'_t, c'_t, e'_t, m'_t
+  float b[kChunk];
+  float c[kChunk];
+  float e[kChunk];
+  float m[kChunk];
+  float end_G[kBlocks][kChunk + 4];  // row of G at the end of each block, all columns
+  float end_Mu[kBlocks][kChunk + 4];
 };
 
 /// Shared memory. The q and k tiles are read by wgmma only; what comes after the scores lies over
-/// them.
+/// them, and the T of the record over A.
 template <int K>
 struct PrepareShared {
+  static constexpr int kRest = kRecordBytes - kRecordPGD;  // PGD and the vectors
   struct After {
-    alignas(128) char record[kRecordBytes];
-    alignas(16) float A[kChunk][kStrideA];
-    ChunkMasks masks;
-    ChunkGates gates;
-    float largest[kPrepareThreads / 32];
+    union {
+      float A[kChunk][kStrideA];
+      char T[kRecordPGD];
+    };
+    alignas(128) char rest[kRest];
   };
   union {
     alignas(1024) char tiles[2][K / 64][ptx::kBoxBytes];  // q, k
     After after;
   };
+  ChunkMasks masks;
+  ChunkGates gates[2];  // of this item and the next
+  Chunk chunks[2];
   float rq[kChunk];
   float rk[kChunk];
+  float largest[kPrepareThreads / 32];      // |T| of a warp
+  float largest_row[kPrepareThreads / 32];  // sum of |T| over a row
+  float largest_write[kChunk / 32];         // g or n
+  Item items[2];
+  int unpublished;  // index of the last record while it is not yet said to be there, else -1
+  bool helps_only;  // all items that are everyone's are taken
   uint64_t loaded;
 };
 
@@ -116,33 +136,24 @@ __device__ __forceinline__ void row_norms(PrepareShared<K>& shared, int length, 
   (which == 0 ? shared.rq : shared.rk)[row] = row < length ? norm : 0.0f;
 }
 
-/// One token's gates on their way from global memory to `ChunkGates`.
-struct TokenGates {
-  float alpha, mu, eta, beta, pi;
-};
-
-__device__ __forceinline__ TokenGates load_gates(const PrepareParams& params, const Chunk& chunk,
-                                                 int head, int64_t heads, int thread) {
-  TokenGates gates{1.0f, 1.0f, 0.0f, 0.0f, 1.0f};
-  if (thread < chunk.length) {
-    const int64_t at = (chunk.token + thread) * heads + head;
-    gates.alpha = params.alpha[at];
-    gates.mu = params.mu[at];
-    gates.eta = params.eta[at];
-    gates.beta = params.beta[at];
-    gates.pi = params.pi == nullptr ? gates.alpha : params.pi[at];
+/// Asks for the gates of the warp's own block of tokens, a lane a token; neutral past the chunk's
+/// end. They are there after ptx::async_copy_wait and __syncwarp.
+__device__ __forceinline__ void fetch_gates(ChunkGates& gates, const PrepareParams& params,
+                                            const Chunk& chunk, int head, int warp, int lane) {
+  if (lane >= kBlockTokens) {
+    return;
   }
-  return gates;
-}
-
-__device__ __forceinline__ void store_gates(ChunkGates& gates, const TokenGates& token,
-                                            int thread) {
-  if (thread < kChunk) {
-    gates.alpha[thread] = token.alpha;
-    gates.mu[thread] = token.mu;
-    gates.eta[thread] = token.eta;
-    gates.beta[thread] = token.beta;
-    gates.pi[thread] = token.pi;
+  const int t = warp * kBlockTokens + lane;
+  if (t < chunk.length) {
+    const int64_t at = (chunk.token + t) * (int64_t{params.order.H} * params.group) + head;
+    ptx::async_copy_word(&gates.alpha[t], params.alpha + at);
+    ptx::async_copy_word(&gates.mu[t], params.mu + at);
+    ptx::async_copy_word(&gates.eta[t], params.eta + at);
+    ptx::async_copy_word(&gates.beta[t], params.beta + at);
+    ptx::async_copy_word(&gates.pi[t], (params.pi == nullptr ? params.alpha : params.pi) + at);
+  } else {
+    gates.alpha[t] = gates.mu[t] = gates.pi[t] = 1.0f;
+    gates.eta[t] = gates.beta[t] = 0.0f;
   }
 }
 
@@ -151,18 +162,22 @@ __device__ __forceinline__ void store_gates(ChunkGates& gates, const TokenGates&
 ///     Mu[t] = mu_t Mu[t-1],  H[t] = pi_t G[t-1],  G[t] = alpha_t G[t-1] + beta_t Mu[t]
 __device__ __forceinline__ void local_masks(ChunkMasks& masks, const ChunkGates& gates, int warp,
                                             int lane) {
-  if (lane < kLocalS + 1) {
-    float Mu = lane == kLocalM ? 1.0f : 0.0f;
-    float G = lane == kLocalS ? 1.0f : 0.0f;
+  if (lane <= kLaneS) {
+    float Mu = lane == kLaneM ? 1.0f : 0.0f;
+    float G = lane == kLaneS ? 1.0f : 0.0f;
 #pragma unroll
     for (int i = 0; i < kBlockTokens; ++i) {
       const int t = warp * kBlockTokens + i;
       Mu = lane == i ? 1.0f : gates.mu[t] * Mu;  // token i opens its column
       const float H = gates.pi[t] * G;
       G = fmaf(gates.alpha[t], G, gates.beta[t] * Mu);
-      masks.G[t][lane] = G;
-      masks.H[t][lane] = H;
-      if (lane == kLocalM) {
+      if (lane < kBlockTokens) {
+        masks.G[t][lane] = G;
+      } else {
+        (lane == kLaneM ? masks.b : masks.a)[t] = G;
+        (lane == kLaneM ? masks.c : masks.e)[t] = H;
+      }
+      if (lane == kLaneM) {
         masks.m[t] = Mu;
       }
     }
@@ -173,26 +188,27 @@ __device__ __forceinline__ void local_masks(ChunkMasks& masks, const ChunkGates&
   }
 }
 
-/// Rows at the ends of the blocks, a thread a column: G <- a' G + b' Mu, Mu <- m' Mu.
+/// Rows at the ends of the blocks, a thread a column: G <- a' G + b' Mu, Mu <- m' Mu; 0 before the
+/// column opens.
 __device__ __forceinline__ void end_rows(ChunkMasks& masks, int column) {
   if (column > kColumnS) {
     return;
   }
-  int block = 0;
   float G = column == kColumnS ? 1.0f : 0.0f;
   float Mu = column == kColumnM ? 1.0f : 0.0f;
-  if (column < kChunk) {
-    block = column / kBlockTokens;
-    G = masks.end_G[block][column];
-    Mu = masks.end_Mu[block][column];
-    ++block;
-  }
-  for (; block < kBlocks; ++block) {
+  const int own = column < kChunk ? column / kBlockTokens : -1;
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
     const int t = block * kBlockTokens + kBlockTokens - 1;
-    G = fmaf(masks.G[t][kLocalS], G, masks.G[t][kLocalM] * Mu);
-    Mu = masks.m[t] * Mu;
-    masks.end_G[block][column] = G;
-    masks.end_Mu[block][column] = Mu;
+    if (block == own) {
+      G = masks.end_G[block][column];
+      Mu = masks.end_Mu[block][column];
+    } else {
+      G = fmaf(masks.a[t], G, masks.b[t] * Mu);
+      Mu = masks.m[t] * Mu;
+      masks.end_G[block][column] = G;
+      masks.end_Mu[block][column] = Mu;
+    }
   }
 }
 
@@ -204,12 +220,12 @@ __device__ __forceinline__ void write_vectors(ChunkVectors& out, const ChunkMask
   const float G_M = block == 0 ? 0.0f : masks.end_G[block - 1][kColumnM];
   const float Mu_M = block == 0 ? 1.0f : masks.end_Mu[block - 1][kColumnM];
   const float G_S = block == 0 ? 1.0f : masks.end_G[block - 1][kColumnS];
-  const float a = masks.G[t][kLocalS];
-  const float e = masks.H[t][kLocalS];
+  const float a = masks.a[t];
+  const float e = masks.e[t];
   out.e[t] = e * G_S * rk;
-  out.c[t] = fmaf(e, G_M, masks.H[t][kLocalM] * Mu_M) * rk;
+  out.c[t] = fmaf(e, G_M, masks.c[t] * Mu_M) * rk;
   out.a[t] = a * G_S * (rq * scale);
-  out.b[t] = fmaf(a, G_M, masks.G[t][kLocalM] * Mu_M) * (rq * scale);
+  out.b[t] = fmaf(a, G_M, masks.b[t] * Mu_M) * (rq * scale);
   out.g[t] = gates.eta[t] * masks.end_G[kBlocks - 1][t];
   out.n[t] = gates.eta[t] * masks.end_Mu[kBlocks - 1][t];
   out.rk[t] = rk;
@@ -221,47 +237,54 @@ __device__ __forceinline__ void write_vectors(ChunkVectors& out, const ChunkMask
   }
 }
 
-/// A = I + (H o KK^T) D and PG = scale (P o G) D from the scores in wgmma's accumulator layout:
-/// warp w holds rows of block w, so only the diagonal block needs the mask element by element.
+/// A = I + (H o KK^T) D, and P becomes PG = scale (P o G) D, from the scores in wgmma's accumulator
+/// layout: warp w holds rows of block w. Every element takes the same path, by factors that are 0
+/// or not: in blocks before w rank two, in block w the element, beyond 0.
 template <int K>
-__device__ __forceinline__ void apply_masks(PrepareShared<K>& shared, const float (&P)[32],
-                                            const float (&KK)[32], float (&PG)[32], float scale,
-                                            int warp, int lane) {
-  auto& after = shared.after;
-  const ChunkMasks& masks = after.masks;
+__device__ __forceinline__ void apply_masks(PrepareShared<K>& shared, const ChunkGates& gates,
+                                            const float (&P)[32], const float (&KK)[32],
+                                            float (&PG)[32], float scale, int warp, int lane) {
+  const ChunkMasks& masks = shared.masks;
+  const int pair = 2 * (lane % 4);
+  const int before = warp == 0 ? 0 : warp - 1;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = warp * kBlockTokens + lane / 4 + 8 * i;
-    const float a = masks.G[t][kLocalS];
-    const float b = masks.G[t][kLocalM];
-    const float e = masks.H[t][kLocalS];
-    const float c = masks.H[t][kLocalM];
+    const float a = masks.a[t];
+    const float b = masks.b[t];
+    const float e = masks.e[t];
+    const float c = masks.c[t];
+    const float pi = gates.pi[t];
     const float row_P = scale * shared.rq[t];
     const float row_KK = shared.rk[t];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      float2 A;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int column = 8 * j + 2 * (lane % 4) + h;
-        float G = 0;
-        float H = 0;
-        if (j / 2 < warp) {
-          const float end_G = masks.end_G[warp - 1][column];
-          const float end_Mu = masks.end_Mu[warp - 1][column];
-          G = fmaf(a, end_G, b * end_Mu);
-          H = fmaf(e, end_G, c * end_Mu);
-        } else if (j / 2 == warp) {
-          G = masks.G[t][column - warp * kBlockTokens];
-          H = masks.H[t][column - warp * kBlockTokens];
-        }
-        const float D = shared.rk[column] * after.gates.eta[column];
-        const int at = 4 * j + 2 * i + h;
-        PG[at] = row_P * D * (P[at] * G);
-        const float LD = row_KK * D * (KK[at] * H);
-        (h == 0 ? A.x : A.y) = column == t ? 1.0f : LD;
-      }
-      *reinterpret_cast<float2*>(&after.A[t][8 * j + 2 * (lane % 4)]) = A;
+      const bool below = j / 2 < warp;
+      const bool inside = j / 2 == warp;
+      const int column = 8 * j + pair;
+      const int local = j % 2 * 8 + pair;
+      const float2 x = *reinterpret_cast<const float2*>(below ? &masks.end_G[before][column]
+                                                              : &masks.G[t][local]);
+      const float2 y = *reinterpret_cast<const float2*>(&masks.end_Mu[before][column]);
+      const float2 z = *reinterpret_cast<const float2*>(&masks.G[t == 0 ? 0 : t - 1][local]);
+      const float2 rk = *reinterpret_cast<const float2*>(&shared.rk[column]);
+      const float2 eta = *reinterpret_cast<const float2*>(&gates.eta[column]);
+      const float G_x = below ? a : inside ? 1.0f : 0.0f;
+      const float G_y = below ? b : 0.0f;
+      const float H_x = below ? e : 0.0f;
+      const float H_y = below ? c : 0.0f;
+      const float2 H_z = {inside && column < t ? pi : 0.0f, inside && column + 1 < t ? pi : 0.0f};
+      const float2 G = {fmaf(G_x, x.x, G_y * y.x), fmaf(G_x, x.y, G_y * y.y)};
+      const float2 H = {fmaf(H_x, x.x, fmaf(H_y, y.x, H_z.x * z.x)),
+                        fmaf(H_x, x.y, fmaf(H_y, y.y, H_z.y * z.y))};
+      const float2 D = {rk.x * eta.x, rk.y * eta.y};
+      const int at = 4 * j + 2 * i;
+      PG[at] = row_P * D.x * (P[at] * G.x);
+      PG[at + 1] = row_P * D.y * (P[at + 1] * G.y);
+      float2 A = {row_KK * D.x * (KK[at] * H.x), row_KK * D.y * (KK[at + 1] * H.y)};
+      A.x = column == t ? 1.0f : A.x;
+      A.y = column + 1 == t ? 1.0f : A.y;
+      *reinterpret_cast<float2*>(&shared.after.A[t][column]) = A;
     }
   }
 }
@@ -300,60 +323,78 @@ __device__ __forceinline__ void invert_block(float (*A)[kStrideA], int first, in
   }
 }
 
-/// out = sign * left * right, fp32, for this thread's kRows rows by 4 columns of a kSize product.
-template <int kSize, int kRows>
-__device__ __forceinline__ void small_product(float4 (&out)[kRows], const float (*A)[kStrideA],
+/// out = left * right, fp32, for two rows and four columns of this thread, over k_begin <= k <
+/// k_end, multiples of 8.
+__device__ __forceinline__ void small_product(float4 (&out)[2], const float (*A)[kStrideA],
                                               int left_row, int left_column, int right_row,
-                                              int right_column, int row, int column) {
+                                              int right_column, int row, int column, int k_begin,
+                                              int k_end) {
+  out[0] = out[1] = {0, 0, 0, 0};
+  for (int begin = k_begin; begin < k_end; begin += 8) {
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    out[r] = {0, 0, 0, 0};
-  }
+    for (int k = begin; k < begin + 8; k += 4) {
+      float4 left[2];
 #pragma unroll
-  for (int k = 0; k < kSize; k += 4) {
-    float4 left[kRows];
+      for (int r = 0; r < 2; ++r) {
+        left[r] = *reinterpret_cast<const float4*>(&A[left_row + row + r][left_column + k]);
+      }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      left[r] = *reinterpret_cast<const float4*>(&A[left_row + row + r][left_column + k]);
-    }
+      for (int kk = 0; kk < 4; ++kk) {
+        const float4 right =
+            *reinterpret_cast<const float4*>(&A[right_row + k + kk][right_column + column]);
 #pragma unroll
-    for (int kk = 0; kk < 4; ++kk) {
-      const float4 right =
-          *reinterpret_cast<const float4*>(&A[right_row + k + kk][right_column + column]);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const float l = kk == 0 ? left[r].x : kk == 1 ? left[r].y : kk == 2 ? left[r].z : left[r].w;
-        out[r].x = fmaf(l, right.x, out[r].x);
-        out[r].y = fmaf(l, right.y, out[r].y);
-        out[r].z = fmaf(l, right.z, out[r].z);
-        out[r].w = fmaf(l, right.w, out[r].w);
+        for (int r = 0; r < 2; ++r) {
+          const float l = kk == 0   ? left[r].x
+                          : kk == 1 ? left[r].y
+                          : kk == 2 ? left[r].z
+                                    : left[r].w;
+          out[r].x = fmaf(l, right.x, out[r].x);
+          out[r].y = fmaf(l, right.y, out[r].y);
+          out[r].z = fmaf(l, right.z, out[r].z);
+          out[r].w = fmaf(l, right.w, out[r].w);
+        }
       }
     }
   }
 }
 
-/// Merges inverted diagonal blocks of kSize at `first` and first + kSize, by `kThreads` threads:
-///     X21 = -X22 (A21 X11), in place of A21. The whole block meets at the barriers.
-template <int kSize, int kThreads>
-__device__ __forceinline__ void merge_blocks(float (*A)[kStrideA], int first, int thread) {
-  constexpr int kRows = kSize * kSize / 4 / kThreads;
-  const int column = thread % (kSize / 4) * 4;
-  const int row = thread / (kSize / 4) * kRows;
-  const int second = first + kSize;
-  float4 out[kRows];
-  small_product<kSize, kRows>(out, A, second, first, first, first, row, column);
-  __syncthreads();
+__device__ __forceinline__ void store_product(float (*A)[kStrideA], int row, int column,
+                                              const float4 (&x)[2], float sign) {
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    *reinterpret_cast<float4*>(&A[second + row + r][first + column]) = out[r];
+  for (int r = 0; r < 2; ++r) {
+    *reinterpret_cast<float4*>(&A[row + r][column]) = {sign * x[r].x, sign * x[r].y, sign * x[r].z,
+                                                       sign * x[r].w};
+  }
+}
+
+/// Merges the inverses of diagonal blocks of kSize at `first` and first + kSize, in place of A21:
+///     X21 = -X22 (A21 X11)
+/// by kSize / 8 warps, this one being `warp`. Of the triangular factors only the 8-wide strips that
+/// hold anything are multiplied: a warp owns 8 columns of the first product and 8 rows of the
+/// second. The whole block meets at the barriers.
+template <int kSize>
+__device__ __forceinline__ void merge_blocks(float (*A)[kStrideA], int first, int warp, int lane) {
+  const int second = first + kSize;
+  const bool works = lane < kSize;  // two rows by four columns a lane
+  float4 out[2];
+  const int row1 = lane / 2 * 2;
+  const int column1 = 8 * warp + lane % 2 * 4;
+  if (works) {
+    small_product(out, A, second, first, first, first, row1, column1, 8 * warp, kSize);
   }
   __syncthreads();
-  small_product<kSize, kRows>(out, A, second, second, second, first, row, column);
+  if (works) {
+    store_product(A, second + row1, first + column1, out, 1.0f);
+  }
   __syncthreads();
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    *reinterpret_cast<float4*>(&A[second + row + r][first + column]) = {-out[r].x, -out[r].y,
-                                                                        -out[r].z, -out[r].w};
+  const int row2 = 8 * warp + lane / (kSize / 4) * 2;
+  const int column2 = lane % (kSize / 4) * 4;
+  if (works) {
+    small_product(out, A, second, second, second, first, row2, column2, 0, 8 * warp + 8);
+  }
+  __syncthreads();
+  if (works) {
+    store_product(A, second + row2, first + column2, out, -1.0f);
   }
   __syncthreads();
 }
@@ -363,162 +404,275 @@ __device__ __forceinline__ int scale_exponent(float largest) {
   return largest <= 32768.0f ? 0 : min(max(ilogbf(largest) - 14, 0), kMaxScaleExponent);
 }
 
-template <class T, int K>
-__global__ void __launch_bounds__(kPrepareThreads, 4)
+/// w_limit of hopper_saved.h for what the products make of a |W| of 1 at most; 64000 leaves room
+/// for their roundings.
+__device__ __forceinline__ float w_limit(float growth) {
+  return fminf(fmaxf(64000.0f / growth, 0x1p-20f), 0x1p15f);
+}
+
+/// The record's T and PGD, and what g, n and w_limit get from them: the inverse in A to fp16 in its
+/// place, by the exponent x of hopper_saved.h. The whole block; vectors are written already.
+template <int K>
+__device__ __forceinline__ void round_record(PrepareShared<K>& shared, int length, int thread) {
+  auto& after = shared.after;
+  auto& vectors = *reinterpret_cast<ChunkVectors*>(after.rest + kRecordVectors - kRecordPGD);
+  const int warp = thread / 32;
+  float4 rows[4][2];  // 8 columns of 4 rows
+  float largest = 0;
+  float largest_row = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = thread / 8 + 16 * i;
+    float sum = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float4 x = *reinterpret_cast<const float4*>(&after.A[row][thread % 8 * 8 + 4 * half]);
+      if (row >= length) {
+        x = {0, 0, 0, 0};
+      }
+      rows[i][half] = x;
+      largest = fmaxf(largest, fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)),  //
+                                     fmaxf(fabsf(x.z), fabsf(x.w))));
+      sum += (fabsf(x.x) + fabsf(x.y)) + (fabsf(x.z) + fabsf(x.w));
+    }
+    largest_row = fmaxf(largest_row, sum_of_lanes<8>(sum));
+  }
+  largest = largest_of_warp(largest);
+  largest_row = largest_of_warp(largest_row);
+  if (thread % 32 == 0) {
+    shared.largest[warp] = largest;
+    shared.largest_row[warp] = largest_row;
+  }
+  __syncthreads();  // A is read: T takes its place
+  largest = fmaxf(fmaxf(shared.largest[0], shared.largest[1]),
+                  fmaxf(shared.largest[2], shared.largest[3]));
+  const int exponent = scale_exponent(largest);
+  const float up = exp2f(static_cast<float>(exponent));
+  const float down = 1.0f / up;  // exact
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = thread / 8 + 16 * i;
+    const auto word = [down](float low, float high) {  // NaN, from infinities, counts as large
+      return ptx::pack_half(fmaxf(fminf(low * down, kLargestHalf), -kLargestHalf),
+                            fmaxf(fminf(high * down, kLargestHalf), -kLargestHalf));
+    };
+    const float4 x = rows[i][0];
+    const float4 y = rows[i][1];
+    *reinterpret_cast<uint4*>(after.T + parts::box_offset(row, thread % 8 * 8)) = {
+        word(x.x, x.y), word(x.z, x.w), word(y.x, y.y), word(y.z, y.w)};
+  }
+  if (thread < kChunk) {
+    vectors.g[thread] *= up;
+    vectors.n[thread] *= up;
+    if (thread == 0) {
+      vectors.r_scale = up;
+      const float row = fmaxf(fmaxf(shared.largest_row[0], shared.largest_row[1]),
+                              fmaxf(shared.largest_row[2], shared.largest_row[3]));
+      const float write = fmaxf(shared.largest_write[0], shared.largest_write[1]);
+      vectors.w_limit = w_limit(down * row * fmaxf(1.0f, up * write));
+    }
+  }
+  if (exponent != 0) {
+    for (int at = thread * 4; at < ptx::kBoxBytes; at += kPrepareThreads * 4) {
+      auto& word = *reinterpret_cast<uint32_t*>(after.rest + at);
+      const float2 pair = ptx::unpack<__half>(word);
+      word = ptx::pack_half(pair.x * up, pair.y * up);
+    }
+  }
+}
+
+/// Asks for an entry of the chunk table, one thread.
+__device__ __forceinline__ void fetch_chunk(Chunk& chunk, const Chunk* from) {
+#pragma unroll
+  for (size_t i = 0; i < sizeof(Chunk); i += 4) {
+    ptx::async_copy_word(reinterpret_cast<char*>(&chunk) + i,
+                         reinterpret_cast<const char*>(from) + i);
+  }
+}
+
+/// Waits for this thread's last record and says that it is there.
+template <int K>
+__device__ __forceinline__ void publish_last(PrepareShared<K>& shared,
+                                             const PrepareParams& params) {
+  if (shared.unpublished >= 0) {
+    ptx::store_wait<0>();
+    publish(ready_words(params.progress) + shared.unpublished);
+    shared.unpublished = -1;
+  }
+}
+
+/// Draws a number for the block's next item; the answer takes its time.
+template <int K>
+__device__ __forceinline__ uint32_t draw_ticket(const PrepareShared<K>& shared,
+                                                const PrepareParams& params) {
+  return atomicAdd(shared.helps_only ? &params.progress->taken_helpers : &params.progress->taken,
+                   1u);
+}
+
+/// The item of that number; none where nothing is left for this block.
+template <int K>
+__device__ __forceinline__ Item ticket_item(PrepareShared<K>& shared, const PrepareParams& params,
+                                            uint32_t ticket) {
+  const ItemOrder& order = params.order;
+  if (!shared.helps_only) {
+    const int index = static_cast<int>(gridDim.x + ticket);
+    if (index < order.shared_items) {
+      return order.item(index);
+    }
+    if (order.shared_items == order.items ||
+        (!on_helper(order) && atomicAdd(&params.progress->helpers, 0u) != 0)) {
+      return {-1, 0};
+    }
+    shared.helps_only = true;
+    atomicAdd(&params.progress->helpers, 1u);
+    ticket = draw_ticket(shared, params);
+  }
+  return order.item(order.shared_items + static_cast<int>(ticket));
+}
+
+/// kGrouped: several value heads to a query/key head; else the scores die with the masks' use.
+template <class T, int K, bool kGrouped>
+__global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
     prepare(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
             const __grid_constant__ PrepareParams params) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<PrepareShared<K>*>(memory);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int64_t entry = blockIdx.x / params.H;
-  const int key_head = static_cast<int>(blockIdx.x % params.H);
-  const Chunk chunk = params.chunks[entry];
+  auto& after = shared.after;
+  auto& vectors = *reinterpret_cast<ChunkVectors*>(after.rest + kRecordVectors - kRecordPGD);
+  const ItemOrder& order = params.order;
+  const int members = kGrouped ? params.group : 1;
   ptx::launch_dependents();
-  if (chunk.length == 0) {
-    return;
-  }
-
-  const int64_t heads = int64_t{params.H} * params.group;
-  TokenGates gates = load_gates(params, chunk, key_head * params.group, heads, thread);
-
-  // 1. The scores.
-  if (thread == 0) {
+  if (threadIdx.x == 0) {
+    shared.items[0] = order.item(static_cast<int>(blockIdx.x));
+    shared.unpublished = -1;
+    shared.helps_only = false;
+    if (on_helper(order)) {
+      atomicAdd(&params.progress->helpers, 1u);
+    }
     ptx::mbarrier_init(&shared.loaded, 1);
     ptx::mbarrier_init_fence();
-    ptx::mbarrier_arrive_expect(&shared.loaded, 2 * (K / 64) * ptx::kBoxBytes);
-    for (int box = 0; box < K / 64; ++box) {
-      const int token = static_cast<int>(chunk.token);
-      ptx::tma_load(shared.tiles[0][box], &q_map, &shared.loaded, box * 64, key_head, token);
-      ptx::tma_load(shared.tiles[1][box], &k_map, &shared.loaded, box * 64, key_head, token);
-    }
+    shared.chunks[0] = params.chunks[shared.items[0].entry];
   }
   __syncthreads();
-  ptx::mbarrier_wait(&shared.loaded, 0);
-  float P[32];
-  float KK[32];
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int step = 0; step < K / 16; ++step) {
-    const uint32_t at = static_cast<uint32_t>(step % 4 * 32);
-    const uint64_t q = ptx::descriptor_k(ptx::shared_address(shared.tiles[0][step / 4]) + at);
-    const uint64_t k = ptx::descriptor_k(ptx::shared_address(shared.tiles[1][step / 4]) + at);
-    ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(P, q, k, step != 0);
-    ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(KK, k, k, step != 0);
-  }
-  ptx::wgmma_commit();
-  row_norms<T, K>(shared, chunk.length, params.l2norm, thread);
-  ptx::wgmma_wait<0>();
-  ptx::wgmma_touch(P);
-  ptx::wgmma_touch(KK);
-  __syncthreads();  // the tiles are read: what follows may overwrite them
-
-  auto& after = shared.after;
-  auto& vectors = *reinterpret_cast<ChunkVectors*>(after.record + kRecordVectors);
-  for (int member = 0; member < params.group; ++member) {
-    const int head = key_head * params.group + member;
-
-    // 2. The masks.
-    if (member > 0) {
-      gates = load_gates(params, chunk, head, heads, thread);
-    }
-    store_gates(after.gates, gates, thread);
-    __syncthreads();
-    local_masks(after.masks, after.gates, warp, lane);
-    __syncthreads();
-    end_rows(after.masks, thread);
-    __syncthreads();
-    if (member > 0) {  // the record of the member before has left shared memory
-      if (thread == 0) {
-        ptx::store_wait_read<0>();
-      }
-      __syncthreads();
-    }
-    if (thread < kChunk) {
-      write_vectors(vectors, after.masks, after.gates, shared.rq[thread], shared.rk[thread],
-                    params.scale, thread);
-    }
-    float PG[32];
-    apply_masks(shared, P, KK, PG, params.scale, warp, lane);
-    parts::store_plain<__half>(
-        parts::plain_lane(ptx::shared_address(after.record + kRecordPGD), warp, lane), lane, PG);
-    __syncthreads();
-
-    // 3. The inverse.
-    invert_block(after.A, warp * kBlockTokens, lane);
-    __syncthreads();
-    merge_blocks<16, 64>(after.A, thread / 64 * 32, thread % 64);
-    merge_blocks<32, 128>(after.A, 0, thread);
-
-    // 4. To fp16.
-    float4 rows[4][2];  // 8 columns of 4 rows
-    float largest = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = thread / 8 + 16 * i;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float4 x = *reinterpret_cast<const float4*>(&after.A[row][thread % 8 * 8 + 4 * half]);
-        if (row >= chunk.length) {
-          x = {0, 0, 0, 0};
-        }
-        rows[i][half] = x;
-        largest = fmaxf(largest, fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)),  //
-                                       fmaxf(fabsf(x.z), fabsf(x.w))));
-      }
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, step));
-    }
-    if (lane == 0) {
-      after.largest[warp] = largest;
-    }
-    __syncthreads();
-    largest =
-        fmaxf(fmaxf(after.largest[0], after.largest[1]), fmaxf(after.largest[2], after.largest[3]));
-    const int exponent = scale_exponent(largest);
-    const float up = exp2f(static_cast<float>(exponent));
-    const float down = 1.0f / up;  // exact
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = thread / 8 + 16 * i;
-      const auto word = [down](float low, float high) {  // NaN, from infinities, counts as large
-        constexpr float kLimit = 65504.0f;
-        return ptx::pack_half(fmaxf(fminf(low * down, kLimit), -kLimit),
-                              fmaxf(fminf(high * down, kLimit), -kLimit));
-      };
-      const float4 x = rows[i][0];
-      const float4 y = rows[i][1];
-      *reinterpret_cast<uint4*>(after.record + kRecordT +
-                                parts::box_offset(row, thread % 8 * 8)) = {
-          word(x.x, x.y), word(x.z, x.w), word(y.x, y.y), word(y.z, y.w)};
-    }
-    if (thread < kChunk) {
-      vectors.g[thread] *= up;
-      vectors.n[thread] *= up;
-      if (thread == 0) {
-        vectors.r_scale = up;
-      }
-    }
-    if (exponent != 0) {
-      for (int at = thread * 4; at < ptx::kBoxBytes; at += kPrepareThreads * 4) {
-        auto& word = *reinterpret_cast<uint32_t*>(after.record + kRecordPGD + at);
-        const float2 pair = ptx::unpack<__half>(word);
-        word = ptx::pack_half(pair.x * up, pair.y * up);
-      }
-    }
-    ptx::fence_async_shared();
-    __syncthreads();
+  fetch_gates(shared.gates[0], params, shared.chunks[0], shared.items[0].key_head * params.group,
+              static_cast<int>(threadIdx.x) / 32, static_cast<int>(threadIdx.x) % 32);
+  for (int buffer = 0; shared.items[buffer].entry >= 0; buffer ^= 1) {
+    const int thread = ptx::fresh_thread_index();
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    const int key_head = shared.items[buffer].key_head;
+    const Chunk& chunk = shared.chunks[buffer];
+    ChunkGates& gates = shared.gates[buffer];
+    uint32_t ticket = 0;
     if (thread == 0) {
-      ptx::bulk_store(params.records + (entry * heads + head) * int64_t{kRecordBytes}, after.record,
-                      kRecordBytes);
-      ptx::store_commit();
+      ptx::store_wait_read<0>();  // the record before has left shared memory
+      ptx::mbarrier_arrive_expect(&shared.loaded, 2 * (K / 64) * ptx::kBoxBytes);
+      const int token = static_cast<int>(chunk.token);
+      for (int box = 0; box < K / 64; ++box) {
+        ptx::tma_load(shared.tiles[0][box], &q_map, &shared.loaded, box * 64, key_head, token);
+        ptx::tma_load(shared.tiles[1][box], &k_map, &shared.loaded, box * 64, key_head, token);
+      }
+      ticket = draw_ticket(shared, params);
+    }
+    float P[32];
+    float KK[32];
+    for (int member = 0; member < members; ++member) {
+      const int head = key_head * params.group + member;
+
+      // 1. The masks.
+      if (member > 0) {
+        fetch_gates(gates, params, chunk, head, warp, lane);
+      }
+      ptx::async_copy_wait();
+      __syncwarp();
+      local_masks(shared.masks, gates, warp, lane);
+      __syncthreads();
+      end_rows(shared.masks, thread);
+
+      // 2. The scores.
+      if (member == 0) {
+        ptx::mbarrier_wait(&shared.loaded, buffer);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < K / 16; ++step) {
+          const uint32_t at = static_cast<uint32_t>(step % 4 * 32);
+          const uint64_t q = ptx::descriptor_k(ptx::shared_address(shared.tiles[0][step / 4]) + at);
+          const uint64_t k = ptx::descriptor_k(ptx::shared_address(shared.tiles[1][step / 4]) + at);
+          ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(P, q, k, step != 0);
+          ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(KK, k, k, step != 0);
+        }
+        ptx::wgmma_commit();
+        row_norms<T, K>(shared, chunk.length, params.l2norm, thread);
+        if (thread == 0) {
+          publish_last(shared, params);
+          const Item next = ticket_item(shared, params, ticket);
+          shared.items[buffer ^ 1] = next;
+          if (next.entry >= 0) {
+            fetch_chunk(shared.chunks[buffer ^ 1], params.chunks + next.entry);
+          }
+        }
+        ptx::wgmma_wait<0>();
+        ptx::wgmma_touch(P);
+        ptx::wgmma_touch(KK);
+      } else if (thread == 0) {
+        publish_last(shared, params);  // the record of the member before has left shared memory
+      }
+      __syncthreads();  // and the tiles are read: what follows may overwrite them
+      if (thread < kChunk) {
+        write_vectors(vectors, shared.masks, gates, shared.rq[thread], shared.rk[thread],
+                      params.scale, thread);
+        const float write = largest_of_warp(fmaxf(vectors.g[thread], vectors.n[thread]));
+        if (lane == 0) {
+          shared.largest_write[warp] = write;
+        }
+      }
+      {
+        float PG[32];
+        apply_masks(shared, gates, P, KK, PG, params.scale, warp, lane);
+        parts::store_plain<__half>(parts::plain_lane(ptx::shared_address(after.rest), warp, lane),
+                                   lane, PG);
+      }
+      __syncwarp();  // a warp inverts the block of its own rows
+
+      // 3. The inverse, and a look ahead: gates of the next item, its q and k to L2.
+      invert_block(after.A, warp * kBlockTokens, lane);
+      ptx::async_copy_wait();  // the next chunk
+      __syncthreads();
+      if (member == 0) {
+        const Item next = shared.items[buffer ^ 1];
+        if (next.entry >= 0) {
+          const Chunk& ahead = shared.chunks[buffer ^ 1];
+          fetch_gates(shared.gates[buffer ^ 1], params, ahead, next.key_head * params.group, warp,
+                      lane);
+          if (thread == 0) {
+            const int token = static_cast<int>(ahead.token);
+            for (int box = 0; box < K / 64; ++box) {
+              ptx::tma_prefetch(&q_map, box * 64, next.key_head, token);
+              ptx::tma_prefetch(&k_map, box * 64, next.key_head, token);
+            }
+          }
+        }
+      }
+      merge_blocks<16>(after.A, warp / 2 * 32, warp % 2, lane);
+      merge_blocks<32>(after.A, 0, warp, lane);
+
+      // 4. To fp16.
+      round_record(shared, chunk.length, thread);
+      ptx::fence_async_shared();
+      __syncthreads();
+      if (thread == 0) {
+        const int64_t record =
+            int64_t{shared.items[buffer].entry} * (int64_t{order.H} * params.group) + head;
+        char* to = params.records + record * kRecordBytes;
+        ptx::bulk_store(to, after.T, kRecordPGD);
+        ptx::bulk_store(to + kRecordPGD, after.rest, PrepareShared<K>::kRest);
+        ptx::store_commit();
+        shared.unpublished = static_cast<int>(record);
+      }
     }
   }
-  if (thread == 0) {
-    ptx::store_wait_read<0>();  // shared memory outlives the copy; the kernel's end completes it
+  if (threadIdx.x == 0) {
+    publish_last(shared, params);
   }
 }
 

@@ -14,7 +14,8 @@
 //            K = rk K_raw
 //
 // R' = T W is the true r of the operator times 2^-x. x >= 0 is the least exponent with which every
-// |T| <= 32768, at most 12: 0 unless the inverse leaves the range of fp16. Conversions saturate.
+// |T| <= 32768, at most 8: 0 unless the inverse leaves the range of fp16. Conversions saturate.
+// w_limit = 64000 / (max(1, g, n) times the largest sum of |T| over a row), between 2^-20 and 2^15.
 // Tokens past the chunk's end: rows and columns of T and PGD and all vectors are 0; a_C, b_C and m
 // are those of the last real token.
 //
@@ -44,7 +45,8 @@ struct ChunkVectors {
   float b_end;    // b_C
   float m_end;    // m
   float r_scale;  // 2^x: r = r_scale R'
-  float unused[60];
+  float w_limit;  // with every |W| at most this, R', g R' and n R' fit fp16
+  float unused[59];
 };
 static_assert(sizeof(ChunkVectors) == 2304);
 

@@ -7,7 +7,7 @@
 // so the states pass through shared memory once:
 //
 //     S^T, M^T -> boxes -> global memory and X_S = S^T K^T, X_M = M^T K^T
-//     W^T = V^T - X_S diag(e) + X_M diag(c)                  fp32, rounded to fp16
+//     W^T = V^T - X_S diag(e) + X_M diag(c)                  fp32, to fp16 times a power of two
 //     R'^T = W^T T'^T                                         fp16 operands
 //     S^T = a_C S^T - b_C M^T + (R'^T diag(g rk)) K;   M^T = m M^T - (R'^T diag(n rk)) K
 //
@@ -175,6 +175,12 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
         XS[i] += v[i];
       }
     }
+    float w_inverse;
+    const float w_scale = half_scale(XS, w_inverse);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      XS[i] *= w_scale;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       parts::fragment<__half>(a[i], XS, i);
@@ -197,6 +203,10 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XM);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      XM[i] *= w_inverse;
+    }
     // S^T += (R'^T diag(g rk)) K;  M^T -= (R'^T diag(n rk)) K
     uint32_t write[4][4];
 #pragma unroll

@@ -45,14 +45,16 @@ __device__ __forceinline__ void scaled_fragments(uint32_t (&a)[4][4], const floa
   }
 }
 
-/// The same of one slice that is already in fp16: out = fp16(sign * d * vector[column]).
+/// The same of one slice that is already in fp16: out = sign * vector[column] * d, the factors
+/// rounded to fp16 first. What passes 65504 becomes infinite: factors and products must not.
 __device__ __forceinline__ void scaled_fragment(uint32_t (&out)[4], const uint32_t (&d)[4],
                                                 const float* vector, int slice, float sign) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 factor = column_pair(vector, 2 * slice + i / 2);
-    const float2 pair = ptx::unpack<__half>(d[i]);
-    out[i] = ptx::pack_half(sign * factor.x * pair.x, sign * factor.y * pair.y);
+  for (int i = 0; i < 4; i += 2) {
+    const float2 pair = column_pair(vector, 2 * slice + i / 2);
+    const uint32_t factor = ptx::pack_half(sign * pair.x, sign * pair.y);
+    out[i] = ptx::multiply_halves(factor, d[i]);
+    out[i + 1] = ptx::multiply_halves(factor, d[i + 1]);
   }
 }
 

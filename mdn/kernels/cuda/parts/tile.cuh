@@ -79,55 +79,77 @@ __device__ __forceinline__ void store_plain(uint32_t row_address, int lane, cons
   }
 }
 
-/// 16-byte units `thread`, `thread + kThreads`, ... of a tile in place or to another tile of the
-/// same shape: out = fp16(scale[row] * in), saturating; rows of 128 bytes, `rows` a power of two.
-template <class T, int kThreads>
+/// out = fp16(scale[row] * in), saturating, for a tile of rows of 128 bytes, `rows` a power of two
+/// (`in` and `out` may be the same tile), by kThreads threads. A thread has kBatch 16-byte loads in
+/// flight: registers against latency.
+template <class T, int kThreads, int kBatch = 2>
 __device__ __forceinline__ void convert_rows(uint32_t out, uint32_t in, int bytes, int rows,
                                              const float* scale, int thread) {
-#pragma unroll 4
-  for (int at = thread * 16; at < bytes; at += kThreads * 16) {
-    const float factor = scale[(at / 128) & (rows - 1)];
-    uint32_t x[4];
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(in + at));
+#pragma unroll 1
+  for (int begin = thread * 16; begin < bytes; begin += kBatch * kThreads * 16) {
+    uint32_t x[kBatch][4];
+    float factor[kBatch];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = ptx::unpack<T>(x[i]);
-      x[i] = ptx::pack_half(pair.x * factor, pair.y * factor);
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = min(begin + i * kThreads * 16, bytes - 16);  // past the end: loaded in vain
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(x[i][0]), "=r"(x[i][1]), "=r"(x[i][2]), "=r"(x[i][3])
+                   : "r"(in + at));
+      factor[i] = scale[(at / 128) & (rows - 1)];
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(out + at), "r"(x[0]), "r"(x[1]),
-                 "r"(x[2]), "r"(x[3])
-                 : "memory");
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = begin + i * kThreads * 16;
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const float2 pair = ptx::unpack<T>(x[i][word]);
+        x[i][word] = ptx::pack_half(pair.x * factor[i], pair.y * factor[i]);
+      }
+      if (at < bytes) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(out + at), "r"(x[i][0]),
+                     "r"(x[i][1]), "r"(x[i][2]), "r"(x[i][3])
+                     : "memory");
+      }
+    }
   }
 }
 
-/// Two scaled copies at once: first = fp16(a[row] * in), second = fp16(b[row] * in).
-template <class T, int kThreads>
+/// Two scaled copies at once: first = fp16(scale[row].x * in), second = fp16(scale[row].y * in).
+template <class T, int kThreads, int kBatch>
 __device__ __forceinline__ void convert_rows_twice(uint32_t first, uint32_t second, uint32_t in,
-                                                   int bytes, int rows, const float* a,
-                                                   const float* b, int thread) {
-#pragma unroll 2
-  for (int at = thread * 16; at < bytes; at += kThreads * 16) {
-    const float factor_a = a[(at / 128) & (rows - 1)];
-    const float factor_b = b[(at / 128) & (rows - 1)];
-    uint32_t x[4];
-    uint32_t y[4];
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(in + at));
+                                                   int bytes, int rows, const float2* scale,
+                                                   int thread) {
+#pragma unroll 1
+  for (int begin = thread * 16; begin < bytes; begin += kBatch * kThreads * 16) {
+    uint32_t x[kBatch][4];
+    float2 factor[kBatch];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = ptx::unpack<T>(x[i]);
-      x[i] = ptx::pack_half(pair.x * factor_a, pair.y * factor_a);
-      y[i] = ptx::pack_half(pair.x * factor_b, pair.y * factor_b);
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = min(begin + i * kThreads * 16, bytes - 16);  // past the end: loaded in vain
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(x[i][0]), "=r"(x[i][1]), "=r"(x[i][2]), "=r"(x[i][3])
+                   : "r"(in + at));
+      factor[i] = scale[(at / 128) & (rows - 1)];
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[0]), "r"(x[1]),
-                 "r"(x[2]), "r"(x[3])
-                 : "memory");
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(second + at), "r"(y[0]),
-                 "r"(y[1]), "r"(y[2]), "r"(y[3])
-                 : "memory");
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = begin + i * kThreads * 16;
+      uint32_t y[4];
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const float2 pair = ptx::unpack<T>(x[i][word]);
+        x[i][word] = ptx::pack_half(pair.x * factor[i].x, pair.y * factor[i].x);
+        y[word] = ptx::pack_half(pair.x * factor[i].y, pair.y * factor[i].y);
+      }
+      if (at < bytes) {
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[i][0]),
+                     "r"(x[i][1]), "r"(x[i][2]), "r"(x[i][3])
+                     : "memory");
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(second + at), "r"(y[0]),
+                     "r"(y[1]), "r"(y[2]), "r"(y[3])
+                     : "memory");
+      }
+    }
   }
 }
 

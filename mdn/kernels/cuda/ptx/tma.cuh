@@ -43,6 +43,14 @@ __device__ __forceinline__ void tma_load_hint(void* shared, const CUtensorMap* m
       : "memory");
 }
 
+/// Brings the box to L2 alone.
+__device__ __forceinline__ void tma_prefetch(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(
+                   reinterpret_cast<uint64_t>(map)),
+               "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
 /// Stores the box; elements outside the tensor are dropped.
 __device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int x, int y,
                                           int z) {

@@ -1,0 +1,302 @@
+// What the two recurrences share (hopper_recurrence.cuh, hopper_recurrence_split.cuh): arguments,
+// rings of stages, loads, the states in global memory, units, and the way of the output.
+//
+// Units. fp16 ends at 65504, and states, W and R grow past it where gates allow it. A warp's 16
+// value channels never mix with others, and everything is linear in them, so a warp counts its
+// states, W, R' and O in a unit of its own, a power of two: V is divided by it, O and the final
+// states are multiplied. It is 1 until a chunk's largest |W| leaves [w_limit / 64 or 1 / 64 (the
+// smaller), w_limit] of the chunk's record (hopper_saved.h); then the largest |W| is brought to
+// about w_limit / 4 or 1 (again the smaller), and the states with it. With fp16 inputs the states
+// are rounded to fp16 too: there a unit is at least 1 and also changes where a chunk begins with a
+// state past 32768. Units end at 2^60: a run that grows without bound saturates there, finite.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "mdn/kernels/cuda/elements.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_progress.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/parts/fragment.cuh"
+#include "mdn/kernels/cuda/parts/tile.cuh"
+#include "mdn/kernels/cuda/ptx/fence.cuh"
+#include "mdn/kernels/cuda/ptx/mbarrier.cuh"
+#include "mdn/kernels/cuda/ptx/registers.cuh"
+#include "mdn/kernels/cuda/ptx/tensor_map.h"
+#include "mdn/kernels/cuda/ptx/tma.cuh"
+#include "mdn/kernels/cuda/ptx/wgmma.cuh"
+
+namespace mdn::kernels::cuda::hopper {
+
+struct RecurrenceParams {
+  const Chunk* chunks;
+  const int32_t* begin;  // chunks of a sequence, chunk_table.h
+  const char* records;
+  Progress* progress;
+  const float* initial_S;  // [N, HV, V, K], null: zeros
+  const float* initial_M;
+  float* final_S;  // null: not wanted
+  float* final_M;
+  void* o;  // [tokens, HV, V]
+  int HV;
+  int group;  // value heads a query/key head
+  int V;
+};
+
+/// What a block works on.
+struct RecurrenceWork {
+  int sequence;
+  int head;
+  int value;  // first channel of V
+  int begin;  // chunk table entries
+  int chunks;
+};
+
+/// Tiles of V of one head are neighbours: what they share of q, k and records comes from L2.
+__device__ __forceinline__ RecurrenceWork block_work(const RecurrenceParams& params, int tiles) {
+  const int parts = params.V / (64 * tiles);
+  int block = static_cast<int>(blockIdx.x);
+  RecurrenceWork work;
+  work.value = block % parts * (64 * tiles);
+  block /= parts;
+  work.head = block % params.HV;
+  work.sequence = block / params.HV;
+  work.begin = params.begin[work.sequence];
+  work.chunks = params.begin[work.sequence + 1] - work.begin;
+  return work;
+}
+
+inline constexpr int kRecordStage = 19 * 1024;
+static_assert(kRecordStage >= kRecordBytes);
+inline constexpr int kConverterWarps = 3;
+inline constexpr int kBarrierConverters = 8;  // a named barrier
+
+/// A ring of stages: `full` ends when data is there, `empty` when everyone has read it. `i` counts
+/// the uses.
+template <int kStages>
+struct Ring {
+  uint64_t full[kStages];
+  uint64_t empty[kStages];
+
+  __device__ void init(int producers, int consumers) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&full[i], producers);
+      ptx::mbarrier_init(&empty[i], consumers);
+    }
+  }
+  __device__ __forceinline__ bool try_full(int i) {
+    return ptx::mbarrier_try_wait(&full[i % kStages], (i / kStages) & 1);
+  }
+  __device__ __forceinline__ bool try_empty(int i) {
+    return ptx::mbarrier_try_wait(&empty[i % kStages], ((i / kStages) & 1) ^ 1);
+  }
+  __device__ __forceinline__ void wait_full(int i, bool ready = false) {
+    while (!ready) {
+      ready = try_full(i);
+    }
+  }
+  __device__ __forceinline__ void wait_empty(int i, bool ready = false) {
+    while (!ready) {
+      ready = try_empty(i);
+    }
+  }
+  __device__ __forceinline__ void release(int i) { ptx::mbarrier_arrive(&empty[i % kStages]); }
+};
+
+/// Loads boxes of 64 channels, from `channel` on, of 64 tokens.
+template <int kBoxes, int kStages>
+__device__ __forceinline__ void load_boxes(Ring<kStages>& ring, int i,
+                                           char (*boxes)[ptx::kBoxBytes], const CUtensorMap& map,
+                                           int channel, int head, int token) {
+  uint64_t* full = &ring.full[i % kStages];
+  ring.wait_empty(i);
+  ptx::mbarrier_arrive_expect(full, kBoxes * ptx::kBoxBytes);
+#pragma unroll
+  for (int box = 0; box < kBoxes; ++box) {
+    ptx::tma_load(boxes[box], &map, full, channel + box * 64, head, token);
+  }
+}
+
+template <int kStages>
+__device__ __forceinline__ void load_record(Ring<kStages>& ring, int i, char* record,
+                                            const RecurrenceParams& params, int64_t entry,
+                                            int head) {
+  uint64_t* full = &ring.full[i % kStages];
+  const int64_t index = entry * params.HV + head;
+  wait_ready(ready_words(params.progress) + index);
+  ring.wait_empty(i);
+  ptx::mbarrier_arrive_expect(full, kRecordBytes);
+  ptx::bulk_load(record, params.records + index * kRecordBytes, kRecordBytes, full);
+}
+
+/// Row of [N, HV, V] of the states that holds channel work.value + `channel`.
+__device__ __forceinline__ int64_t state_row(const RecurrenceWork& work,
+                                             const RecurrenceParams& params, int channel) {
+  return (int64_t{work.sequence} * params.HV + work.head) * params.V + work.value + channel;
+}
+
+/// X in wgmma's accumulator layout; `offset` is that of this thread's first element, rows K apart.
+template <int kRegisters>
+__device__ __forceinline__ void load_state(float (&X)[kRegisters], const float* from,
+                                           int64_t offset, int K) {
+  if (from == nullptr) {
+#pragma unroll
+    for (float& x : X) {
+      x = 0;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float* row = from + offset + 8 * i * K;
+#pragma unroll
+    for (int j = 0; j < kRegisters / 4; ++j) {
+      const float2 pair = *reinterpret_cast<const float2*>(row + 8 * j);
+      X[4 * j + 2 * i] = pair.x;
+      X[4 * j + 2 * i + 1] = pair.y;
+    }
+  }
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void store_state(const float (&X)[kRegisters], float* to, int64_t offset,
+                                            int K, float unit) {
+  if (to == nullptr) {
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float* row = to + offset + 8 * i * K;
+#pragma unroll
+    for (int j = 0; j < kRegisters / 4; ++j) {
+      *reinterpret_cast<float2*>(row + 8 * j) = {unit * X[4 * j + 2 * i],
+                                                 unit * X[4 * j + 2 * i + 1]};
+    }
+  }
+}
+
+/// A warp's unit, in shared memory, where it takes no registers.
+struct Unit {
+  float value;
+  float inverse;
+};
+
+/// The largest |x| of this thread; four chains, as one would wait for itself.
+template <int kCount>
+__device__ __forceinline__ float largest_of(const float (&x)[kCount]) {
+  float largest[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    largest[i % 4] = fmaxf(largest[i % 4], fabsf(x[i]));
+  }
+  return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+}
+
+/// Changes the warp's unit so that `largest` comes to about `target`, the unit staying within
+/// [smallest, 2^60]. Returns the power of two that numbers in the old unit are multiplied with.
+__device__ __forceinline__ float change_unit(Unit& unit, float largest, float target,
+                                             float smallest) {
+  const auto exponent = [](float x) { return static_cast<int>(__float_as_uint(x) >> 23) - 127; };
+  const int old = exponent(unit.value);
+  const int change = min(max(old + exponent(largest) - exponent(target), exponent(smallest)), 60);
+  const auto power = [](int e) { return __uint_as_float(static_cast<uint32_t>(e + 127) << 23); };
+  __syncwarp();  // all lanes have read it
+  unit = {power(change), power(-change)};
+  __syncwarp();
+  return power(min(max(old - change, -126), 127));
+}
+
+/// Changes the unit where W asks for it: `largest` is W's, of the warp.
+template <class T, int kRegisters>
+__device__ __forceinline__ void fit_unit(Unit& unit, float (&W)[32], float (&S)[kRegisters],
+                                         float (&M)[kRegisters], float largest, float limit) {
+  const bool small = std::is_same_v<T, __nv_bfloat16> && largest > 0.0f &&
+                     largest < 0.015625f * fminf(limit, 1.0f);
+  if (largest > limit || small) {
+    const float factor = change_unit(unit, largest, fminf(0.25f * limit, 1.0f),
+                                     std::is_same_v<T, __half> ? 1.0f : 0x1p-60f);
+#pragma unroll
+    for (float& x : W) {
+      x = fminf(fmaxf(factor * x, -limit), limit);  // past it only where units end
+    }
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      S[i] *= factor;
+      M[i] *= factor;
+    }
+  }
+}
+
+/// fp16 inputs: changes the unit where a chunk begins with states past 32768, and back towards 1
+/// where all of them have become small; `largest` is that of all key channels.
+template <int kRegisters>
+__device__ __forceinline__ void fit_states(Unit& unit, float (&S)[kRegisters],
+                                           float (&M)[kRegisters], float largest) {
+  if (largest > 32768.0f || (unit.value > 1.0f && largest < 16.0f)) {
+    const float factor = change_unit(unit, largest, 1024.0f, 1.0f);
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) {
+      S[i] *= factor;
+      M[i] *= factor;
+    }
+  }
+}
+
+/// unit times O^T of kTokens tokens, 16 value channels a warp, turned in the warp's own part of
+/// `box`: word quad `at` of a lane holds token 16 at + lane / 2, 8 channels.
+template <class T, int kTokens>
+__device__ __forceinline__ void turn_output(uint4 (&words)[kTokens / 16], const char* box,
+                                            const float (&O)[kTokens / 2], float unit, int warp,
+                                            int lane) {
+  const uint32_t address = ptx::shared_address(box);
+  __syncwarp();  // what lay there has been read
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; j += 2) {
+    ptx::stmatrix_trans(parts::transposed_lane(address, warp, lane) + j * 1024,
+                        ptx::pack<T>(unit * O[4 * j], unit * O[4 * j + 1]),
+                        ptx::pack<T>(unit * O[4 * j + 2], unit * O[4 * j + 3]),
+                        ptx::pack<T>(unit * O[4 * j + 4], unit * O[4 * j + 5]),
+                        ptx::pack<T>(unit * O[4 * j + 6], unit * O[4 * j + 7]));
+  }
+  __syncwarp();
+  const int row = lane / 2;
+  const int column = 8 * (2 * warp + lane % 2);
+#pragma unroll
+  for (int at = 0; at < kTokens / 16; ++at) {
+    uint4& x = words[at];
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address + parts::box_offset(row, column) + at * 2048)
+                 : "memory");
+  }
+}
+
+/// The same to global memory, whole 32-byte sectors; tokens `first` .. of the chunk.
+template <class T, int kTokens>
+__device__ __forceinline__ void write_output(const RecurrenceParams& params,
+                                             const RecurrenceWork& work, const Chunk& chunk,
+                                             const uint4 (&words)[kTokens / 16], int value,
+                                             int warp, int lane, int first) {
+  const int row = first + lane / 2;
+  const int64_t stride = int64_t{params.HV} * params.V;
+  auto* o = static_cast<T*>(params.o) + (chunk.token + row) * stride +
+            int64_t{work.head} * params.V + value + (2 * warp + lane % 2) * 8;
+  if (chunk.length == kChunk) {
+#pragma unroll
+    for (int at = 0; at < kTokens / 16; ++at) {
+      *reinterpret_cast<uint4*>(o + at * 16 * stride) = words[at];
+    }
+  } else {
+#pragma unroll
+    for (int at = 0; at < kTokens / 16; ++at) {
+      if (at * 16 + row < chunk.length) {
+        *reinterpret_cast<uint4*>(o + at * 16 * stride) = words[at];
+      }
+    }
+  }
+}
+
+}  // namespace mdn::kernels::cuda::hopper

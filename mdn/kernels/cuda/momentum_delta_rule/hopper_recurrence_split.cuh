@@ -1,0 +1,408 @@
+// Recurrence for K = 256: as hopper_recurrence.cuh, but the states of 64 value channels fill two
+// warpgroups, each with half of the key channels, and leave no registers for a third that would
+// make the output. Each makes its part of everything; partial sums of W and O are exchanged in
+// shared memory. Loader and converters are as there, but the fp16 keys are plain (there is no room
+// for two scaled copies): the updates scale R' instead. Per chunk and half:
+//
+//     X:  XS^T = S^T K^T, XM^T = M^T K^T              state rounded to the inputs' type
+//         W^T = V^T - e XS^T + c XM^T                 fp32, summed over the halves, to fp16 in
+//                                                     the warp's unit
+//     R:  R'^T = W^T T^T                              to fp16, both halves the same
+//     Q:  O^T = a (S^T Q^T) - b (M^T Q^T) + R'^T PGD^T           32 tokens a half, after the sum
+//     U:  S^T = a_C S^T - b_C M^T + (g R')^T K,  M^T = m M^T - (n R')^T K        fp16 keys
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_recurrence_parts.cuh"
+
+namespace mdn::kernels::cuda::hopper {
+
+template <class Element>
+struct SplitTraits {
+  using T = Element;
+  static constexpr int K = 256;
+  static constexpr int kWidth = 128;  // key channels of a warpgroup
+  static constexpr int kBoxes = K / 64;
+  static constexpr int kSlices = kWidth / 16;
+  static constexpr int kThreads = 3 * 128;
+};
+
+template <class R>
+struct SplitShared {
+  alignas(1024) char q[1][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char k[2][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char keys16[1][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char record[2][kRecordStage];
+  alignas(1024) char v[2][ptx::kBoxBytes];
+  alignas(1024) char turn[ptx::kBoxBytes];    // O: a half's tokens, a warp's channels
+  alignas(1024) float4 exchange[2][8 * 128];  // a half's region: its partial W, then O
+  RecurrenceWork work;
+  Unit units[2][4];     // of a half's warps, the same in both halves
+  float largest[2][4];  // state, fp16 inputs only
+  Ring<1> q_ring;
+  Ring<2> k_ring;
+  Ring<1> keys16_ring;
+  Ring<2> record_ring;
+  Ring<2> v_ring;
+
+  __device__ const ChunkVectors& vectors(int stage) const {
+    return *reinterpret_cast<const ChunkVectors*>(record[stage] + kRecordVectors);
+  }
+};
+
+// Named barriers: W exchanged; then for each half: its region read by the other half (W), written
+// again (O), read again.
+inline constexpr int kBarrierW = 1;
+inline constexpr int kBarrierReadW = 2;
+inline constexpr int kBarrierWrittenO = 4;
+inline constexpr int kBarrierReadO = 6;
+inline constexpr int kBarrierStates = 9;  // fp16 inputs: largest states exchanged
+
+/// One thread: a chunk's tiles as soon as their stages are free.
+template <class R>
+__device__ __forceinline__ void load_tiles(SplitShared<R>& shared, const CUtensorMap& q_map,
+                                           const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                           const RecurrenceParams& params) {
+  const RecurrenceWork work = shared.work;
+  const int key_head = work.head / params.group;
+  for (int i = 0; i < work.chunks; ++i) {
+    const int64_t entry = work.begin + i;
+    const int token = static_cast<int>(params.chunks[entry].token);
+    load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[i % 2], k_map, 0, key_head, token);
+    load_record(shared.record_ring, i, shared.record[i % 2], params, entry, work.head);
+    load_boxes<1>(shared.v_ring, i, &shared.v[i % 2], v_map, work.value, work.head, token);
+    load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[0], q_map, 0, key_head, token);
+  }
+}
+
+/// The converter warps: keys16 = fp16(rk K).
+template <class R>
+__device__ __forceinline__ void convert_keys(SplitShared<R>& shared, int thread) {
+  const int chunks = shared.work.chunks;
+  for (int i = 0; i < chunks; ++i) {
+    shared.record_ring.wait_full(i);
+    shared.k_ring.wait_full(i);
+    shared.keys16_ring.wait_empty(i);
+    parts::convert_rows<typename R::T, kConverterWarps * 32>(
+        ptx::shared_address(shared.keys16[0]), ptx::shared_address(shared.k[i % 2]),
+        R::kBoxes * ptx::kBoxBytes, kChunk, shared.vectors(i % 2).rk, thread);
+    ptx::fence_async_shared();
+    __syncwarp();
+    if (ptx::elect_one()) {
+      ptx::mbarrier_arrive(&shared.keys16_ring.full[0]);
+      shared.k_ring.release(i);
+      shared.record_ring.release(i);
+    }
+  }
+}
+
+/// One of the two halves.
+template <class R>
+__device__ __forceinline__ void walk_half(SplitShared<R>& shared, const RecurrenceParams& params,
+                                          int half, int thread) {
+  using T = typename R::T;
+  using ptx::Major;
+  const int warp = __shfl_sync(0xFFFFFFFF, thread / 32, 0);
+  const int lane = thread % 32;
+  const int column = 2 * (lane % 4);
+  const uint32_t lane_offset = parts::transposed_lane(0, warp, lane);
+  float S[R::kWidth / 2];
+  float M[R::kWidth / 2];
+  const int64_t row =
+      state_row(shared.work, params, 16 * warp + lane / 4) * R::K + half * R::kWidth + column;
+  load_state(S, params.initial_S, row, R::K);
+  load_state(M, params.initial_M, row, R::K);
+  Unit& unit = shared.units[half][warp];
+  unit = {1.0f, 1.0f};
+  __syncwarp();
+  const int chunks = shared.work.chunks;
+  // Slice of 16 key channels of this half of a K-major operand [64 tokens, K].
+  const auto slice_of = [half](const char(&boxes)[R::kBoxes][ptx::kBoxBytes], int slice) {
+    return ptx::descriptor_k(ptx::shared_address(boxes[half * (R::kWidth / 64) + slice / 4]) +
+                             static_cast<uint32_t>(slice % 4 * 32));
+  };
+
+  for (int i = 0; i < chunks; ++i) {
+    const int stage = i % 2;
+    const ChunkVectors& vectors = shared.vectors(stage);
+    const bool k_ready = shared.k_ring.try_full(i);  // asked together: one latency
+    const bool record_ready = shared.record_ring.try_full(i);
+    const bool v_ready = shared.v_ring.try_full(i);
+
+    if constexpr (std::is_same_v<T, __half>) {
+      shared.largest[half][warp] = largest_of_warp(fmaxf(largest_of(S), largest_of(M)));
+      ptx::named_barrier(kBarrierStates, 256);
+      fit_states(unit, S, M, fmaxf(shared.largest[0][warp], shared.largest[1][warp]));
+    }
+
+    // X: XS^T = S^T K^T, XM^T = M^T K^T.
+    float XS[32];
+    float XM[32];
+    shared.k_ring.wait_full(i, k_ready);
+    const auto& keys = shared.k[stage];
+#pragma unroll
+    for (int slice = 0; slice < R::kSlices; ++slice) {
+      uint32_t a[4];
+      uint32_t b[4];
+      if (slice > 0) {  // nothing is in flight before
+        ptx::wgmma_wait<1>();
+      }
+      parts::fragment<T>(a, S, slice);
+      parts::fragment<T>(b, M, slice);
+      ptx::wgmma_fence();
+      ptx::wgmma_ra<T, Major::kK>(XS, a, slice_of(keys, slice), slice != 0);
+      ptx::wgmma_ra<T, Major::kK>(XM, b, slice_of(keys, slice), slice != 0);
+      ptx::wgmma_commit();
+    }
+    shared.record_ring.wait_full(i, record_ready);
+    shared.v_ring.wait_full(i, v_ready);
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(XS);
+    ptx::wgmma_touch(XM);
+    if (ptx::elect_one()) {
+      shared.k_ring.release(i);
+    }
+
+    // W^T = V^T - e XS^T + c XM^T; V enters with half 0.
+    const uint32_t v_address = ptx::shared_address(shared.v[stage]) + lane_offset;
+    const float per_unit = unit.inverse;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t v[4] = {0, 0, 0, 0};
+      if (half == 0) {
+        ptx::ldmatrix_trans(v, v_address + j * 2048);
+      }
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const int at = 8 * j + 2 * word;
+        const float2 e = parts::column_pair(vectors.e + column, 2 * j + word / 2);
+        const float2 c = parts::column_pair(vectors.c + column, 2 * j + word / 2);
+        const float2 pair = ptx::unpack<T>(v[word]);
+        XS[at] = fmaf(c.x, XM[at], fmaf(-e.x, XS[at], per_unit * pair.x));
+        XS[at + 1] = fmaf(c.y, XM[at + 1], fmaf(-e.y, XS[at + 1], per_unit * pair.y));
+      }
+    }
+    if (i > 0) {
+      ptx::named_barrier(kBarrierReadO + half, 256);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      shared.exchange[half][j * 128 + thread] = {XS[4 * j], XS[4 * j + 1], XS[4 * j + 2],
+                                                 XS[4 * j + 3]};
+    }
+    ptx::named_barrier(kBarrierW, 256);
+    uint32_t W[4][4];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float4 other = shared.exchange[1 - half][j * 128 + thread];
+      XS[4 * j] += other.x;
+      XS[4 * j + 1] += other.y;
+      XS[4 * j + 2] += other.z;
+      XS[4 * j + 3] += other.w;
+    }
+    // Both halves hold the same sums, and so come to the same unit.
+    fit_unit<T>(unit, XS, S, M, largest_of_warp(largest_of(XS)), vectors.w_limit);
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      parts::fragment<__half>(W[slice], XS, slice);
+    }
+    ptx::named_barrier_arrive(kBarrierReadW + 1 - half, 256);
+
+    // R: R'^T = W^T T^T, parked in the box of v: every warp of a half in the part that the same
+    // warp of half 0 alone read, both halves the same values.
+    float Rt[32];
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::wgmma_ra<__half, Major::kK>(
+          Rt, W[slice],
+          ptx::descriptor_k(ptx::shared_address(shared.record[stage] + kRecordT) + slice * 32),
+          slice != 0);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(Rt);
+    parts::store_transposed<__half>(v_address, Rt);
+    __syncwarp();
+
+    // Q: S^T Q^T, then M^T Q^T.
+    float OS[32];
+    float OM[32];
+    shared.q_ring.wait_full(i);
+    const auto& queries = shared.q[0];
+#pragma unroll
+    for (int slice = 0; slice < R::kSlices; ++slice) {
+      uint32_t a[4];
+      ptx::wgmma_wait<1>();
+      parts::fragment_again<T>(a, S, slice);
+      ptx::wgmma_fence();
+      ptx::wgmma_ra<T, Major::kK>(OS, a, slice_of(queries, slice), slice != 0);
+      ptx::wgmma_commit();
+    }
+#pragma unroll
+    for (int slice = 0; slice < R::kSlices; ++slice) {
+      uint32_t a[4];
+      ptx::wgmma_wait<1>();
+      parts::fragment_again<T>(a, M, slice);
+      ptx::wgmma_fence();
+      ptx::wgmma_ra<T, Major::kK>(OM, a, slice_of(queries, slice), slice != 0);
+      ptx::wgmma_commit();
+    }
+
+    // a_C S - b_C M and m M, in place: the products in flight hold rounded copies.
+    const float a_end = vectors.a_end;
+    const float b_end = vectors.b_end;
+    const float m_end = vectors.m_end;
+#pragma unroll
+    for (int at = 0; at < R::kWidth / 2; ++at) {
+      S[at] = fmaf(-b_end, M[at], a_end * S[at]);
+      M[at] *= m_end;
+    }
+    const Chunk chunk = params.chunks[shared.work.begin + i];
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(OS);
+    ptx::wgmma_touch(OM);
+    if (ptx::elect_one()) {
+      shared.q_ring.release(i);
+    }
+
+    // O^T = a (S^T Q^T) - b (M^T Q^T), a half keeping 32 tokens and giving the others away.
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 a = parts::column_pair(vectors.a + column, j);
+      const float2 b = parts::column_pair(vectors.b + column, j);
+#pragma unroll
+      for (int at = 4 * j; at < 4 * j + 4; at += 2) {
+        OS[at] = fmaf(-b.x, OM[at], a.x * OS[at]);
+        OS[at + 1] = fmaf(-b.y, OM[at + 1], a.y * OS[at + 1]);
+      }
+    }
+    uint32_t R16[4][4];
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::ldmatrix_trans(R16[slice], v_address + slice * 2048);
+    }
+    ptx::fence_async_shared();  // the copy engine writes over what was parked
+    __syncwarp();
+    if (ptx::elect_one()) {
+      shared.v_ring.release(i);
+    }
+    float own[16];
+    ptx::named_barrier(kBarrierReadW + half, 256);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float other[4];
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        own[4 * j + x] = half == 0 ? OS[4 * j + x] : OS[16 + 4 * j + x];
+        other[x] = half == 0 ? OS[16 + 4 * j + x] : OS[4 * j + x];
+      }
+      shared.exchange[half][j * 128 + thread] = {other[0], other[1], other[2], other[3]};
+    }
+    ptx::named_barrier_arrive(kBarrierWrittenO + half, 256);
+
+    // U: the output's last product, then the updates.
+    const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD) + half * (32 * 128);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::wgmma_ra<__half, Major::kK>(own, R16[slice], ptx::descriptor_k(PGD + slice * 32));
+    }
+    ptx::wgmma_commit();
+    shared.keys16_ring.wait_full(i);
+    const uint32_t keys16 = ptx::shared_address(shared.keys16[0][half * (R::kWidth / 64)]);
+    uint32_t U[4][4];
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      parts::scaled_fragment(U[slice], R16[slice], vectors.g + column, slice, 1.0f);
+    }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::wgmma_ra<__half, Major::kMN>(S, U[slice],
+                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+    }
+    ptx::wgmma_commit();
+    uint32_t N[4][4];
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
+    }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < 4; ++slice) {
+      ptx::wgmma_ra<__half, Major::kMN>(M, N[slice],
+                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+    }
+    ptx::wgmma_commit();
+
+    // The output, under the updates.
+    ptx::wgmma_wait<2>();
+    ptx::wgmma_touch(own);
+    ptx::named_barrier(kBarrierWrittenO + 1 - half, 256);
+    float sum[16];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 other = shared.exchange[1 - half][j * 128 + thread];
+      sum[4 * j] = own[4 * j] + other.x;
+      sum[4 * j + 1] = own[4 * j + 1] + other.y;
+      sum[4 * j + 2] = own[4 * j + 2] + other.z;
+      sum[4 * j + 3] = own[4 * j + 3] + other.w;
+    }
+    if (i + 1 < chunks) {
+      ptx::named_barrier_arrive(kBarrierReadO + 1 - half, 256);
+    }
+    uint4 words[2];
+    turn_output<T, 32>(words, shared.turn + half * 4096, sum, unit.value, warp, lane);
+    write_output<T, 32>(params, shared.work, chunk, words, shared.work.value, warp, lane,
+                        32 * half);
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_touch(S);
+    ptx::wgmma_touch(M);
+    if (ptx::elect_one()) {
+      shared.keys16_ring.release(i);
+      shared.record_ring.release(i);
+    }
+  }
+  store_state(S, params.final_S, row, R::K, unit.value);
+  store_state(M, params.final_M, row, R::K, unit.value);
+}
+
+template <class R>
+__global__ void __launch_bounds__(R::kThreads, 1)
+    recurrence_split(const __grid_constant__ CUtensorMap q_map,
+                     const __grid_constant__ CUtensorMap k_map,
+                     const __grid_constant__ CUtensorMap v_map,
+                     const __grid_constant__ RecurrenceParams params) {
+  extern __shared__ __align__(1024) char memory[];
+  auto& shared = *reinterpret_cast<SplitShared<R>*>(memory);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warpgroup = __shfl_sync(0xFFFFFFFF, thread / 128, 0);
+  if (thread == 0) {
+    shared.q_ring.init(1, 8);  // warps of both halves
+    shared.k_ring.init(1, 8 + kConverterWarps);
+    shared.keys16_ring.init(kConverterWarps, 8);
+    shared.record_ring.init(1, 8 + kConverterWarps);
+    shared.v_ring.init(1, 8);
+    ptx::mbarrier_init_fence();
+    shared.work = block_work(params, 1);
+  }
+  __syncthreads();
+  if (warpgroup == 2) {
+    ptx::registers_decrease<24>();
+    if (thread == 256) {
+      load_tiles<R>(shared, q_map, k_map, v_map, params);
+      ptx::wait_for_dependencies();  // this kernel must not end before prepare
+    } else if (thread >= 288) {
+      convert_keys<R>(shared, thread - 288);
+    }
+  } else {
+    ptx::registers_increase<240>();
+    walk_half<R>(shared, params, warpgroup, thread % 128);
+  }
+}
+
+}  // namespace mdn::kernels::cuda::hopper
