@@ -49,7 +49,7 @@ run_tests() { # name of the log, environment, filter
   echo "| $1 | $passed | $skipped | $([[ $status == 0 ]] && echo ok || echo FAILED) |"
   if [[ $status != 0 ]]; then
     failed=1
-    { echo "== $1"; echo "$failures"; grep -hE 'relative error|error:|what\(\)|rror' "$logs/$1".* | head -60; } >&2
+    { echo "== $1"; echo "$failures"; grep -hE 'Failure|relative error|rror|what\(\)|^output|Value of|Actual' "$logs/$1".* | head -60; } >&2
   fi
 }
 

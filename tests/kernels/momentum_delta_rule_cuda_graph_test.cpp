@@ -96,6 +96,8 @@ TEST_P(Graphs, ReplayEqualsDirectCalls) {
     for (DeviceBuffer* output : outputs) {
       output->fill(0xff);
     }
+    // Fills go to the default stream, which a non-blocking stream does not wait for.
+    MDN_CUDA_CHECK(cudaDeviceSynchronize());
   };
   const auto results = [&] {
     MDN_CUDA_CHECK(cudaStreamSynchronize(stream));
@@ -130,9 +132,12 @@ TEST_P(Graphs, ReplayEqualsDirectCalls) {
   MDN_CUDA_CHECK(cudaStreamDestroy(stream));
 }
 
+std::string dtype_name(const testing::TestParamInfo<DType>& info) {
+  return name_of(info.param);
+}
+
 INSTANTIATE_TEST_SUITE_P(MomentumDeltaRuleCuda, Graphs,
-                         testing::Values(DType::kFloat32, DType::kBFloat16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         testing::Values(DType::kFloat32, DType::kBFloat16), dtype_name);
 
 }  // namespace
 }  // namespace mdn::test

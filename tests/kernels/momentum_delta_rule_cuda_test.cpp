@@ -2,6 +2,7 @@
 // where there is no GPU. With MDN_CUDA_PORTABLE=1 the same cases run on the portable kernels alone.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -99,6 +100,10 @@ void expect_same_bits(const Results& x, const Results& y) {
   }
 }
 
+std::string case_name(const testing::TestParamInfo<MomentumDeltaRuleCase>& info) {
+  return info.param.name;
+}
+
 /// What the kernels that run on this device may be off by: float32 throughout, or products of
 /// operands rounded to 16 bits where the Hopper kernels run.
 std::vector<std::pair<std::string, double>> allowed_errors(const MomentumDeltaRuleData& data,
@@ -117,6 +122,11 @@ std::vector<std::pair<std::string, double>> allowed_errors(const MomentumDeltaRu
   return allowed;
 }
 
+/// Whether a result that float16 calls store in float16 is too large for it.
+bool passes_float16(const std::vector<double>& x) {
+  return std::any_of(x.begin(), x.end(), [](double value) { return std::abs(value) > 65504; });
+}
+
 class CudaCases : public testing::TestWithParam<MomentumDeltaRuleCase> {
  protected:
   void expect_agreement(DType dtype) {
@@ -124,7 +134,17 @@ class CudaCases : public testing::TestWithParam<MomentumDeltaRuleCase> {
     const MomentumDeltaRuleData data(GetParam(), dtype);
     const Results reference = run_reference(data);
     const Results results = run_cuda(data, dtype);
-    EXPECT_EQ(compare(results, reference, allowed_errors(data, dtype, reference)), "");
+    auto allowed = allowed_errors(data, dtype, reference);
+    const bool gradients_pass = passes_float16(at(reference, "d_q")) ||
+                                passes_float16(at(reference, "d_k")) ||
+                                passes_float16(at(reference, "d_v"));
+    if (dtype == DType::kFloat16 && gradients_pass) {
+      // They saturate, and so does what the backward pass keeps in float16 on its way to all
+      // others.
+      ASSERT_FALSE(passes_float16(at(reference, "o"))) << "the case tests nothing";
+      allowed.resize(3);  // o and the final states
+    }
+    EXPECT_EQ(compare(results, reference, allowed), "");
     expect_same_bits(run_cuda(data, dtype), results);  // in every run
   }
 };
@@ -141,8 +161,7 @@ TEST_P(CudaCases, Float16AgreesWithReference) {
   expect_agreement(DType::kFloat16);
 }
 
-INSTANTIATE_TEST_SUITE_P(MomentumDeltaRule, CudaCases, testing::ValuesIn(cuda_cases()),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(MomentumDeltaRule, CudaCases, testing::ValuesIn(cuda_cases()), case_name);
 
 std::vector<MomentumDeltaRuleCase> step_cases() {
   std::vector<MomentumDeltaRuleCase> cases = cuda_cases();
@@ -167,7 +186,7 @@ TEST_P(CudaStepCases, StepsEqualForward) {
 }
 
 INSTANTIATE_TEST_SUITE_P(MomentumDeltaRule, CudaStepCases, testing::ValuesIn(step_cases()),
-                         [](const auto& info) { return info.param.name; });
+                         case_name);
 
 TEST(MomentumDeltaRuleCuda, Float16StatesAreOffByTheirRoundingAlone) {
   SKIP_WITHOUT_DEVICE();
