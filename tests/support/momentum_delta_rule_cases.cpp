@@ -9,6 +9,7 @@
 #include <random>
 
 #include "mdn/core/error.h"
+#include "tests/support/momentum_delta_rule_rounding.h"
 
 namespace mdn::test {
 namespace {
@@ -133,8 +134,6 @@ std::vector<MomentumDeltaRuleCase> make_speed_cases() {
   add("demo_narrow", 16, 256, 4, 32, 64);
   return cases;
 }
-
-constexpr double kRoundedAnswers = 3;  // expected is one; the rest is for luck in small cases
 
 /// Uniform in [low, high).
 class Random {
@@ -330,6 +329,9 @@ Results run_on_host(const Backend& backend, const MomentumDeltaRuleData& data, D
   backward_workspace.check_guard("backward workspace");
   return results;
 }
+
+/// Elements of v times K that tolerances simulates, at least: a second or so.
+constexpr double kSimulatedElements = 1e6;
 
 double norm(const std::vector<double>& x) {
   double sum = 0;
@@ -536,54 +538,84 @@ double relative_error(const std::vector<double>& x, const std::vector<double>& r
   return off / whole;
 }
 
-std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
-                                                       DType dtype, const Results& reference,
-                                                       DType operands) {
-  const bool rounded = size_of(operands) == 2;
-  const double u = unit_roundoff(rounded ? operands : gate_type(dtype));
-  // The answer to inputs whose every element is off by a relative u of random sign.
+namespace {
+
+/// Three times the answer of the results to inputs of products whose every element is off by a
+/// relative ±u16 of random sign. Half a dozen stages of such rounding, of independent errors of
+/// about 0.4 u16 each, change a result by sqrt(6) 0.4 answers, about one.
+std::vector<double> answers_to_rounded_inputs(const MomentumDeltaRuleData& data, double u16,
+                                              const Results& reference) {
   MomentumDeltaRuleData shaken = data;
   Random random(99);
   auto inputs = shaken.tensors();
-  if (rounded) {  // gates, masks and sums stay in float32
-    const std::vector<std::string> kept = {"alpha", "mu", "eta", "beta", "pi"};
-    std::erase_if(inputs, [&](const auto& entry) {
-      return std::find(kept.begin(), kept.end(), entry.first) != kept.end();
-    });
-  }
+  const std::vector<std::string> kept = {"alpha", "mu", "eta", "beta", "pi"};  // float32
+  std::erase_if(inputs, [&](const auto& entry) {
+    return std::find(kept.begin(), kept.end(), entry.first) != kept.end();
+  });
   inputs.emplace_back("d_o", &shaken.d_o);
   inputs.emplace_back("d_S", &shaken.d_S);
   inputs.emplace_back("d_M", &shaken.d_M);
   for (auto& [name, tensor] : inputs) {
     for (double& value : *tensor) {
-      value *= 1 + (random.uniform(0, 1) < 0.5 ? u : -u);
+      value *= 1 + (random.uniform(0, 1) < 0.5 ? u16 : -u16);
     }
   }
   const Results answer = run_reference(shaken);
-
-  // A sum of n terms of one sign, computed one after the other, is off by about sqrt(n) u / 3 of
-  // itself (a random walk under a growing sum); operands that are each off by d change it by
-  // d / sqrt(n). So d = n u / 3 stands for the rounding of sums: the answer to u counts n / 3
-  // times. The longest sums on the way to an output have 2K + C terms (states and chunk); those of
-  // the gradients have V, and a state is rounded at most T times, which the last term is for.
-  const double K = static_cast<double>(data.c.K);
-  const double V = static_cast<double>(data.c.V);
-  const double longest_chunk = 64;
-  const double longest_sequence = static_cast<double>(
-      data.c.lengths.empty() ? data.c.T
-                             : *std::max_element(data.c.lengths.begin(), data.c.lengths.end()));
-  // With operands of products rounded to 16 bits, that rounding is all: half a dozen stages of it,
-  // of independent errors of about 0.4 u each, change a result by sqrt(6) 0.4 answers, about one.
-  // Sums of products are float32, so nothing grows with their length.
-  const double answers = rounded ? kRoundedAnswers : (2 * K + longest_chunk) / 3;
-  const double sums = unit_roundoff(gate_type(dtype)) * std::sqrt(K + V + longest_sequence);
-  std::vector<std::pair<std::string, double>> result;
+  std::vector<double> errors;
   for (const Values& values : reference) {
+    errors.push_back(3 * relative_error(at(answer, values.name), values.x));
+  }
+  return errors;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
+                                                       DType dtype, const Results& reference,
+                                                       DType operands,
+                                                       const std::vector<int64_t>& chunks) {
+  const bool rounded = size_of(operands) == 2;
+  Rounding rounding;
+  rounding.unit = unit_roundoff(gate_type(dtype));
+  rounding.operands = rounded ? unit_roundoff(operands) : 0;
+  rounding.gradients = reference.size() > 3;
+  // Small results need more draws until their mean square is known, and cost less.
+  const double elements = static_cast<double>(data.v.size()) * static_cast<double>(data.c.K);
+  const auto draws = static_cast<int>(std::clamp(kSimulatedElements / elements, 1.0, 32.0));
+  std::vector<double> expected(reference.size());  // root mean square of the draws
+  for (const int64_t chunk : chunks) {
+    rounding.chunk = chunk;
+    std::vector<double> squares(reference.size());
+    for (int draw = 1; draw <= draws; ++draw) {
+      const Results results = run_with_rounding(data, rounding, static_cast<uint64_t>(draw));
+      for (size_t i = 0; i < reference.size(); ++i) {
+        const double error = relative_error(at(results, reference[i].name), reference[i].x);
+        squares[i] += error * error / draws;
+      }
+    }
+    for (size_t i = 0; i < reference.size(); ++i) {
+      expected[i] = std::max(expected[i], std::sqrt(squares[i]));
+    }
+  }
+  std::vector<std::pair<std::string, double>> result;
+  // The simulated algorithm rounds every operand. A backend that rounds fewer of them is not
+  // allowed more than what was allowed before there was a simulation.
+  const std::vector<double> answers =
+      rounded ? answers_to_rounded_inputs(data, rounding.operands, reference)
+              : std::vector<double>();
+  for (size_t i = 0; i < reference.size(); ++i) {
+    const Values& values = reference[i];
     const bool of_rows =
         values.name == "o" || values.name == "d_q" || values.name == "d_k" || values.name == "d_v";
-    const double rounding = unit_roundoff(of_rows ? dtype : gate_type(dtype));
-    const double sensitivity = relative_error(at(answer, values.name), values.x);
-    result.emplace_back(values.name, rounding + sums + answers * sensitivity);
+    // ‖x‖ of n independent errors stays below 1 + 4 / sqrt(2 n) of its expected size at four
+    // standard deviations. Errors of one result have common causes: no more than 8 count.
+    const double independent = std::min(static_cast<double>(values.x.size()), 8.0);
+    const double spread = 1 + 4 / std::sqrt(2 * independent);
+    double allowed = spread * expected[i];
+    if (rounded) {
+      allowed = std::min(allowed, answers[i]);
+    }
+    result.emplace_back(values.name, unit_roundoff(of_rows ? dtype : gate_type(dtype)) + allowed);
   }
   return result;
 }

@@ -92,12 +92,14 @@ Results run_cpu(const MomentumDeltaRuleData& data, DType dtype);
 /// ‖x - reference‖ / ‖reference‖ in the 2-norm; what is 0 in the reference must be 0.
 double relative_error(const std::vector<double>& x, const std::vector<double>& reference);
 
-/// Largest relative error that a backend may have in each result (docs/numerics.md): the rounding
-/// of the output's type, of the sums, and the problem's own answer to inputs rounded otherwise.
-/// `operands`: the narrowest type that the backend rounds operands of its products to.
-std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
-                                                       DType dtype, const Results& reference,
-                                                       DType operands = DType::kFloat32);
+/// Largest relative error that a backend may have in each result of `reference`, all or the first
+/// three (docs/numerics.md): the rounding of the output's type, and what the rounding inside a case
+/// can do to the result, as a simulation of the algorithm shows it. `operands`: the narrowest type
+/// that the backend rounds operands of its products to. `chunks`: tokens that it takes at once, 1
+/// for a walk from token to token; several numbers: the largest of what they allow.
+std::vector<std::pair<std::string, double>> tolerances(
+    const MomentumDeltaRuleData& data, DType dtype, const Results& reference,
+    DType operands = DType::kFloat32, const std::vector<int64_t>& chunks = {1, 64});
 
 /// Compares every result; an empty string, or a line for each that is off.
 std::string compare(const Results& results, const Results& reference,

@@ -302,6 +302,9 @@ void backward(const MomentumDeltaRuleBackward& call) {
 void step(const MomentumDeltaRuleStep& call) {
   check(call);
   check_dtype(call.dtype);
+  MDN_CHECK(call.state_dtype == DType::kFloat32,
+            "momentum_delta_rule: the CPU backend has no float16 states; only CUDA has them, here "
+            "they are float32");
   check_slots(call);
   // Rows of the state are independent.
   const int64_t heads = call.B * call.HV;
