@@ -167,7 +167,9 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     load_state(M, params.initial_M, row, R::K);
   }
   Unit& unit = shared.units[tile][warp];
-  unit = {1.0f, 1.0f};
+  if (ptx::elect_one()) {
+    unit = {1.0f, 1.0f};
+  }
   __syncwarp();
   const int chunks = shared.work.chunks;
 

@@ -204,7 +204,9 @@ __device__ __forceinline__ float change_unit(Unit& unit, float largest, float ta
   const int change = min(max(old + exponent(largest) - exponent(target), exponent(smallest)), 60);
   const auto power = [](int e) { return __uint_as_float(static_cast<uint32_t>(e + 127) << 23); };
   __syncwarp();  // all lanes have read it
-  unit = {power(change), power(-change)};
+  if (ptx::elect_one()) {
+    unit = {power(change), power(-change)};
+  }
   __syncwarp();
   return power(min(max(old - change, -126), 127));
 }

@@ -116,7 +116,9 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
   load_state(S, params.initial_S, row, R::K);
   load_state(M, params.initial_M, row, R::K);
   Unit& unit = shared.units[half][warp];
-  unit = {1.0f, 1.0f};
+  if (ptx::elect_one()) {
+    unit = {1.0f, 1.0f};
+  }
   __syncwarp();
   const int chunks = shared.work.chunks;
   // Slice of 16 key channels of this half of a K-major operand [64 tokens, K].
@@ -133,7 +135,10 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     const bool v_ready = shared.v_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      shared.largest[half][warp] = largest_of_warp(fmaxf(largest_of(S), largest_of(M)));
+      const float largest = largest_of_warp(fmaxf(largest_of(S), largest_of(M)));
+      if (ptx::elect_one()) {
+        shared.largest[half][warp] = largest;
+      }
       ptx::named_barrier(kBarrierStates, 256);
       fit_states(unit, S, M, fmaxf(shared.largest[0][warp], shared.largest[1][warp]));
     }
