@@ -3,13 +3,17 @@
 //     a[t, c] = sum_w weight[c, w] x[t - (W-1) + w, c]      taps before a sequence's start are zero
 //     y[t, c] = silu(a[t, c]) = a sigmoid(a)
 //
-// x, y [B, T, C], weight [C, W], all contiguous float32. With cu_seqlens [N + 1] (B = 1) each
-// sequence starts afresh, as in momentum_delta_rule.h. Nothing is allocated: the caller gives
-// `workspace` bytes, 64-byte aligned.
+// x, y [B, T, C], weight [C, W], contiguous; float32 on the CPU, any DType but float64 on CUDA,
+// where the rows of x and d_x may also be columns of wider rows. With cu_seqlens [N + 1] (B = 1,
+// memory of the backend) each sequence starts afresh, as in momentum_delta_rule.h. Nothing is
+// allocated: the caller gives `workspace` bytes, 64-byte aligned.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+
+#include "mdn/core/dtype.h"
 
 namespace mdn::kernels {
 
@@ -37,4 +41,55 @@ void short_conv_step(int64_t B, int64_t C, int64_t W, const float* x, const floa
                      float* state, float* y);
 
 }  // namespace cpu
+
+/// The layer's output correction, for the convolution of q once that of k is there:
+///
+///     y[t, c] = silu(a[t, c]) - exp(log_scale[c / channels]) minus[t, c]
+///
+/// and, for the convolution of k, its gradient: with the gradient d_minus of the y above,
+///
+///     d_y  <- d_y - exp(log_scale[h]) d_minus
+///     d_log_scale[h] = -exp(log_scale[h]) sum over t, c of d_minus[t, c] silu(a[t, c])
+struct ShortConvCorrection {
+  const void* minus = nullptr;       // [B, T, C] of the problem's dtype: k, or the gradient of q
+  const float* log_scale = nullptr;  // [C / channels]
+  int64_t channels = 0;              // of a head; a multiple of 8
+};
+
+/// Work is queued on `stream` (a cudaStream_t) of the current device and nothing waits for it; sums
+/// over tokens have one order, so the same call gives the same bits. W at most 4, C a multiple of
+/// 8, pointers and strides of rows multiples of 16 bytes; computed in float32, weights in float32.
+namespace cuda {
+using Stream = void*;
+
+struct ShortConvForward {
+  ShortConvProblem problem;
+  DType dtype = DType::kBFloat16;  // of x, y and their gradients
+  const void* x = nullptr;
+  int64_t x_stride = 0;  // elements from token to token, at least C
+  const float* weight = nullptr;
+  void* y = nullptr;               // contiguous
+  ShortConvCorrection correction;  // minus null: none
+};
+
+struct ShortConvBackward {
+  ShortConvProblem problem;
+  DType dtype = DType::kBFloat16;
+  const void* x = nullptr;
+  int64_t x_stride = 0;
+  const float* weight = nullptr;
+  const void* d_y = nullptr;  // contiguous
+  void* d_x = nullptr;
+  int64_t d_x_stride = 0;
+  float* d_weight = nullptr;
+  ShortConvCorrection correction;  // minus null: none
+  float* d_log_scale = nullptr;    // present exactly when the correction is
+  void* workspace = nullptr;       // short_conv_backward_workspace bytes
+};
+
+std::string short_conv_unsupported(const ShortConvProblem& problem);  // empty: supported
+size_t short_conv_backward_workspace(const ShortConvProblem& problem);
+void short_conv_forward(const ShortConvForward& call, Stream stream);
+void short_conv_backward(const ShortConvBackward& call, Stream stream);
+}  // namespace cuda
 }  // namespace mdn::kernels

@@ -1,6 +1,11 @@
 // The CUDA backend of a build without CUDA: every function says so.
 #include "mdn/core/error.h"
+#include "mdn/kernels/cross_entropy.h"
 #include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/kernels/momentum_gates.h"
+#include "mdn/kernels/rms_norm.h"
+#include "mdn/kernels/short_conv.h"
+#include "mdn/kernels/swiglu.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -28,6 +33,53 @@ void backward(const MomentumDeltaRuleBackward&, Stream) {
 }
 void step(const MomentumDeltaRuleStep&, Stream) {
   unavailable("momentum_delta_rule step");
+}
+
+std::string short_conv_unsupported(const ShortConvProblem&) {
+  unavailable("short_conv");
+}
+size_t short_conv_backward_workspace(const ShortConvProblem&) {
+  unavailable("short_conv");
+}
+void short_conv_forward(const ShortConvForward&, Stream) {
+  unavailable("short_conv forward");
+}
+void short_conv_backward(const ShortConvBackward&, Stream) {
+  unavailable("short_conv backward");
+}
+
+std::string rms_norm_unsupported(DType, int64_t) {
+  unavailable("rms_norm");
+}
+size_t rms_norm_backward_workspace(int64_t, int64_t) {
+  unavailable("rms_norm");
+}
+void rms_norm_forward(const RmsNormForward&, Stream) {
+  unavailable("rms_norm forward");
+}
+void rms_norm_backward(const RmsNormBackward&, Stream) {
+  unavailable("rms_norm backward");
+}
+
+void swiglu_forward(const SwigluForward&, Stream) {
+  unavailable("swiglu forward");
+}
+void swiglu_backward(const SwigluBackward&, Stream) {
+  unavailable("swiglu backward");
+}
+
+size_t momentum_gates_backward_workspace(const MomentumGatesProblem&) {
+  unavailable("momentum_gates");
+}
+void momentum_gates_forward(const MomentumGatesForward&, Stream) {
+  unavailable("momentum_gates forward");
+}
+void momentum_gates_backward(const MomentumGatesBackward&, Stream) {
+  unavailable("momentum_gates backward");
+}
+
+void cross_entropy(const CrossEntropy&, Stream) {
+  unavailable("cross_entropy");
 }
 
 }  // namespace mdn::kernels::cuda

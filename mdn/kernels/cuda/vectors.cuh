@@ -1,0 +1,163 @@
+// Runs of neighbouring elements moved in one access of up to 16 bytes and computed with as float32,
+// and the functions of one number that several kernels share.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "mdn/core/dtype.h"
+
+namespace mdn::kernels::cuda {
+
+/// Elements of T in a 16-byte access.
+template <class T>
+inline constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+template <class T>
+inline constexpr bool kIsFloat32 = sizeof(T) == 4;
+
+/// Stands for a type in calls of with_type.
+template <class T>
+struct TypeTag {
+  using Type = T;
+};
+
+/// Calls f(TypeTag<T>{}) with the CUDA type of `dtype`; float64 has none and is refused earlier.
+template <class F>
+void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return f(TypeTag<__nv_bfloat16>{});
+    case DType::kFloat16:
+      return f(TypeTag<__half>{});
+    default:
+      return f(TypeTag<float>{});
+  }
+}
+
+template <int kBytes>
+struct Word;
+template <>
+struct Word<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ inline float to_float(__half x) {
+  return __half2float(x);
+}
+
+/// Rounds to nearest even.
+template <class T>
+__device__ inline T from_float(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half(x);
+  } else {
+    return __float2bfloat16(x);
+  }
+}
+
+/// kCount elements as they lie in memory.
+template <class T, int kCount>
+struct Run {
+  static constexpr int kBytes = static_cast<int>(sizeof(T)) * kCount;
+  static constexpr int kWordBytes = kBytes > 16 ? 16 : kBytes;
+  using WordType = typename Word<kWordBytes>::Type;
+  static constexpr int kWords = kBytes / kWordBytes;
+  WordType words[kWords];
+
+  /// `from` is aligned to kBytes, at most 16.
+  __device__ void load(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      words[i] = reinterpret_cast<const WordType*>(from)[i];
+    }
+  }
+  __device__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      words[i] = WordType{};
+    }
+  }
+  __device__ void store(T* to) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      reinterpret_cast<WordType*>(to)[i] = words[i];
+    }
+  }
+  __device__ void unpack(float (&x)[kCount]) const {
+    T elements[kCount];
+    memcpy(elements, words, sizeof(elements));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      x[i] = to_float(elements[i]);
+    }
+  }
+  __device__ void pack(const float (&x)[kCount]) {
+    T elements[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      elements[i] = from_float<T>(x[i]);
+    }
+    memcpy(words, elements, sizeof(elements));
+  }
+};
+
+template <class T, int kCount>
+__device__ inline void load_run(const T* from, float (&x)[kCount]) {
+  Run<T, kCount> run;
+  run.load(from);
+  run.unpack(x);
+}
+
+template <class T, int kCount>
+__device__ inline void store_run(T* to, const float (&x)[kCount]) {
+  Run<T, kCount> run;
+  run.pack(x);
+  run.store(to);
+}
+
+/// exp with an error that vanishes in the rounding to T: the hardware's for 16-bit types.
+template <class T>
+__device__ inline float exponential(float x) {
+  if constexpr (kIsFloat32<T>) {
+    return expf(x);
+  } else {
+    return __expf(x);
+  }
+}
+
+/// 1 / (1 + exp(-x)), for any x.
+template <class T>
+__device__ inline float sigmoid(float x) {
+  if constexpr (kIsFloat32<T>) {
+    return 1.0f / (1.0f + expf(-x));
+  } else {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  }
+}
+
+}  // namespace mdn::kernels::cuda
