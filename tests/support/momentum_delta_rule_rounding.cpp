@@ -460,7 +460,8 @@ class Simulation {
 
     // The masks' recurrence in reverse.
     Vector carry_G = times(x.eta, k_rS), carry_Mu = minus(times(x.eta, k_rM));
-    Number carry_a = inner(dS, x.S), carry_b = -inner(dS, x.M), carry_m = inner(dM, x.M);
+    Number carry_a = inner(dS_read, S_read), carry_b = -inner(dS_read, M_read),
+           carry_m = inner(dM_read, M_read);
     Vector dalpha(x.alpha.size()), dmu = dalpha, deta = dalpha, dbeta = dalpha, dpi = dalpha;
     for (int64_t t = C - 1; t >= 0; --t) {
       const auto i = static_cast<size_t>(t);
@@ -514,10 +515,10 @@ class Simulation {
     // dM <- m dM - b dS - scale Qᵀ diag(b) dO + Kᵀ diag(c) dW
     const Matrix before = dS;
     dS = combine(x.a.back(), before, 0, before);
-    dS = add_product(dS, transposed(scale_rows(times(scale, x.a), x.q)), dO);
+    dS = add_product(dS, transposed(operand(scale_rows(times(scale, x.a), x.q))), dO);
     dS = add_product(dS, transposed(scale_rows(minus(x.e), x.k)), dW_read);
     dM = combine(x.m.back(), dM, -x.b.back(), before);
-    dM = add_product(dM, transposed(scale_rows(times(scale, minus(x.b)), x.q)), dO);
+    dM = add_product(dM, transposed(operand(scale_rows(times(scale, minus(x.b)), x.q))), dO);
     dM = add_product(dM, transposed(scale_rows(x.c, x.k)), dW_read);
   }
 
