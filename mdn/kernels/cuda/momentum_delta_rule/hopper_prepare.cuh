@@ -230,6 +230,9 @@ __device__ __forceinline__ void write_vectors(ChunkVectors& out, const ChunkMask
   out.n[t] = gates.eta[t] * masks.end_Mu[kBlocks - 1][t];
   out.rk[t] = rk;
   out.rq[t] = rq;
+  if (t < kUnusedFloats) {
+    out.unused[t] = 0;
+  }
   if (t == 0) {
     out.a_end = masks.end_G[kBlocks - 1][kColumnS];
     out.b_end = masks.end_G[kBlocks - 1][kColumnM];

@@ -234,6 +234,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     for (int j = 0; !R::kWide && j < 4; ++j) {
       begin_W(j);
     }
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.k_ring.release(i);
       shared.v_ring.release(i);
@@ -317,6 +318,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     for (int j = 0; !R::kWide && j < 4; ++j) {
       scale_columns(O, OS, vectors.a + column, j);
     }
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.q_ring.release(i);
     }
@@ -381,6 +383,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
     ptx::wgmma_touch(M);
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.keys16_ring.release(i);
       shared.record_ring.release(i);

@@ -167,6 +167,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XS);
     ptx::wgmma_touch(XM);
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.k_ring.release(i);
     }
@@ -270,6 +271,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(OS);
     ptx::wgmma_touch(OM);
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.q_ring.release(i);
     }
@@ -367,6 +369,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
     ptx::wgmma_touch(M);
+    __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.keys16_ring.release(i);
       shared.record_ring.release(i);

@@ -30,6 +30,7 @@
 namespace mdn::kernels::cuda {
 
 inline constexpr int kChunk = 64;
+inline constexpr int kUnusedFloats = 59;  // up to a multiple of 256 bytes
 
 /// The float part of a record.
 struct ChunkVectors {
@@ -41,12 +42,12 @@ struct ChunkVectors {
   float n[kChunk];
   float rk[kChunk];
   float rq[kChunk];
-  float a_end;    // a_C
-  float b_end;    // b_C
-  float m_end;    // m
-  float r_scale;  // 2^x: r = r_scale R'
-  float w_limit;  // with every |W| at most this, R', g R' and n R' fit fp16
-  float unused[59];
+  float a_end;                  // a_C
+  float b_end;                  // b_C
+  float m_end;                  // m
+  float r_scale;                // 2^x: r = r_scale R'
+  float w_limit;                // with every |W| at most this, R', g R' and n R' fit fp16
+  float unused[kUnusedFloats];  // 0
 };
 static_assert(sizeof(ChunkVectors) == 2304);
 
