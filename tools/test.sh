@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$1
 MDN_BUILD=$PWD/$build .venv/bin/python -m pytest -q tests/python
-ctest --test-dir "$build" --output-on-failure -j "$(nproc)"
+# Without those of the label `slow` (CONTRIBUTING.md).
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -LE slow
