@@ -114,43 +114,4 @@ __device__ __forceinline__ void convert_rows(uint32_t out, uint32_t in, int byte
   }
 }
 
-/// Two scaled copies at once: first = fp16(scale[row].x * in), second = fp16(scale[row].y * in).
-template <class T, int kThreads, int kBatch>
-__device__ __forceinline__ void convert_rows_twice(uint32_t first, uint32_t second, uint32_t in,
-                                                   int bytes, int rows, const float2* scale,
-                                                   int thread) {
-#pragma unroll 1
-  for (int begin = thread * 16; begin < bytes; begin += kBatch * kThreads * 16) {
-    uint32_t x[kBatch][4];
-    float2 factor[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = min(begin + i * kThreads * 16, bytes - 16);  // past the end: loaded in vain
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(x[i][0]), "=r"(x[i][1]), "=r"(x[i][2]), "=r"(x[i][3])
-                   : "r"(in + at));
-      factor[i] = scale[(at / 128) & (rows - 1)];
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = begin + i * kThreads * 16;
-      uint32_t y[4];
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const float2 pair = ptx::unpack<T>(x[i][word]);
-        x[i][word] = ptx::pack_half(pair.x * factor[i].x, pair.y * factor[i].x);
-        y[word] = ptx::pack_half(pair.x * factor[i].y, pair.y * factor[i].y);
-      }
-      if (at < bytes) {
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(first + at), "r"(x[i][0]),
-                     "r"(x[i][1]), "r"(x[i][2]), "r"(x[i][3])
-                     : "memory");
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(second + at), "r"(y[0]),
-                     "r"(y[1]), "r"(y[2]), "r"(y[3])
-                     : "memory");
-      }
-    }
-  }
-}
-
 }  // namespace mdn::kernels::cuda::parts
