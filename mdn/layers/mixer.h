@@ -6,6 +6,8 @@
 #include "mdn/layers/attention.h"
 #include "mdn/layers/comba.h"
 #include "mdn/layers/gated_deltanet.h"
+#include "mdn/layers/kimi_delta_attention.h"
+#include "mdn/layers/mamba2.h"
 #include "mdn/layers/momentum_deltanet.h"
 
 namespace mdn::layers {
@@ -15,10 +17,12 @@ namespace mdn::layers {
 ///   with fields()                  its tensors by name; options, weights          plain data;
 ///   operator()(x, sequences, State*)           x [B, T, D] -> [B, T, D];
 ///   state_shape(field, B)     the shape of a state's tensor: empty: not there, -1: any size.
-using Mixer = std::variant<MomentumDeltaNet, Attention, GatedDeltaNet, Comba>;
+using Mixer =
+    std::variant<MomentumDeltaNet, Attention, GatedDeltaNet, Comba, KimiDeltaAttention, Mamba2>;
 
 /// A layer's state; families with the same state share it.
-using MixerState = std::variant<MomentumDeltaNetState, AttentionState, GatedDeltaNetState>;
+using MixerState =
+    std::variant<MomentumDeltaNetState, AttentionState, GatedDeltaNetState, Mamba2State>;
 
 /// x [B, T, D] -> [B, T, D]; a state of the mixer's own kind, or null.
 inline at::Tensor mix(const Mixer& mixer, const at::Tensor& x, const Sequences& sequences,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 
 namespace mdn::layers {
@@ -40,6 +41,29 @@ struct GatedDeltaNetOptions : HeadOptions {
 
 struct CombaOptions : HeadOptions {
   bool gate = true;
+};
+
+struct KimiDeltaAttentionOptions : HeadOptions {
+  bool allow_neg_eigval = false;  // beta in (0, 2)
+};
+
+struct Mamba2Options {
+  int64_t num_heads = 64;    // H
+  int64_t head_dim = 64;     // P: a head's value channels
+  int64_t state_size = 128;  // N: key channels
+  int64_t num_groups = 1;    // G, divides H: head j reads B and C of group j / (H/G)
+  int64_t conv_size = 4;     // W
+  bool bias = false;         // of in_proj and out_proj
+  bool conv_bias = true;
+  bool norm = true;               // else the gate alone
+  bool norm_before_gate = false;  // else the gate comes first
+  double dt_limit_low = 0;
+  double dt_limit_high = std::numeric_limits<double>::infinity();
+  double norm_eps = 1e-5;
+
+  int64_t inner() const { return num_heads * head_dim; }  // E
+  /// Channels of the convolution: x, B, C.
+  int64_t convolved() const { return inner() + 2 * num_groups * state_size; }
 };
 
 struct AttentionOptions {

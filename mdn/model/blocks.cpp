@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 namespace mdn::model {
 namespace {
 
@@ -19,6 +21,23 @@ class Walk {
   }
   at::Tensor vector(const std::string& name, int64_t size, Init init) {
     return add({.name = name, .shape = {size}, .init = init, .decay = false});
+  }
+  at::Tensor dt(const std::string& name, int64_t size, double low = 0.001, double high = 0.1,
+                double floor = 1e-4) {
+    return add({.name = name,
+                .shape = {size},
+                .init = Init::kDt,
+                .init_low = low,
+                .init_high = high,
+                .init_floor = floor,
+                .decay = false});
+  }
+  at::Tensor uniform(const std::string& name, std::vector<int64_t> shape, double bound) {
+    return add({.name = name,
+                .shape = std::move(shape),
+                .init = Init::kUniform,
+                .init_low = -bound,
+                .init_high = bound});
   }
   at::Tensor log_uniform(const std::string& name, int64_t size, double low, double high) {
     return add({.name = name,
@@ -74,7 +93,7 @@ layers::MomentumDeltaNet momentum_deltanet(Walk& walk, const Config& c) {
   const int64_t D = c.hidden_size, H = o.num_heads, HV = o.num_value_heads;
   layers::MomentumDeltaNetWeights w;
   w.A_log = walk.log_uniform("A_log", H, 0, 16);
-  w.dt_bias = walk.vector("dt_bias", HV, Init::kDt);
+  w.dt_bias = walk.dt("dt_bias", HV);
   w.mu_bias = walk.vector("mu_bias", HV, Init::kSame);
   w.Mu_log = walk.log_uniform("Mu_log", H, 0, 16);
   w.log_factor = walk.log_uniform("log_factor", H, 0, 4);
@@ -96,7 +115,7 @@ layers::GatedDeltaNet gated_deltanet(Walk& walk, const Config& c) {
   const int64_t D = c.hidden_size, HV = o.num_value_heads;
   layers::GatedDeltaNetWeights w;
   w.A_log = walk.log_uniform("A_log", HV, 0, 16);
-  w.dt_bias = walk.vector("dt_bias", HV, Init::kDt);
+  w.dt_bias = walk.dt("dt_bias", HV);
   projections(walk, o, D, w.qkv);
   w.a_proj = walk.matrix("a_proj.weight", {HV, D});
   w.b_proj = walk.matrix("b_proj.weight", {HV, D});
@@ -112,12 +131,58 @@ layers::Comba comba(Walk& walk, const Config& c) {
   w.decay = walk.vector("decay", H, Init::kOnes);
   w.D = walk.vector("D", H, Init::kOnes);
   w.A_log = walk.log_uniform("A_log", HV, 0, 16);
-  w.dt_bias = walk.vector("dt_bias", HV, Init::kDt);
+  w.dt_bias = walk.dt("dt_bias", HV);
   projections(walk, o, D, w.qkv);
   w.a_proj = walk.matrix("a_proj.weight", {HV, D});
   w.b_proj = walk.matrix("b_proj.weight", {HV, D});
   convolutions(walk, o, w.qkv);
   w.output = output(walk, o, D, o.gate ? GateKind::kFull : GateKind::kNone);
+  return {o, w};
+}
+
+layers::KimiDeltaAttention kimi_delta_attention(Walk& walk, const Config& c) {
+  const auto& o = c.kimi_delta_attention;
+  const int64_t D = c.hidden_size, HV = o.num_value_heads, rank = o.value_dim;
+  layers::KimiDeltaAttentionWeights w;
+  w.A_log = walk.log_uniform("A_log", HV, 1, 16);
+  w.dt_bias = walk.dt("dt_bias", HV * o.head_dim);
+  projections(walk, o, D, w.qkv);
+  convolutions(walk, o, w.qkv);
+  w.f_proj_0 = walk.matrix("f_proj.0.weight", {rank, D});
+  w.f_proj_1 = walk.matrix("f_proj.1.weight", {HV * o.head_dim, rank});
+  w.b_proj = walk.matrix("b_proj.weight", {HV, D});
+  w.output = output(walk, o, D, GateKind::kLowRank, rank);
+  return {o, w};
+}
+
+layers::Mamba2 mamba2(Walk& walk, const Config& c) {
+  const auto& o = c.mamba2;
+  const Mamba2Init& init = c.mamba2_init;
+  const int64_t D = c.hidden_size, E = o.inner(), H = o.num_heads;
+  const int64_t in_rows = E + o.convolved() + H;
+  layers::Mamba2Weights w;
+  w.dt_bias = walk.dt("dt_bias", H, init.dt_min, init.dt_max, init.dt_floor);
+  w.A_log = walk.log_uniform("A_log", H, init.A_low, init.A_high);
+  w.D = walk.vector("D", H, Init::kOnes);
+  w.conv1d = walk.matrix("conv1d.weight", {o.convolved(), 1, o.conv_size});
+  if (o.conv_bias) {
+    w.conv1d_bias = walk.vector("conv1d.bias", o.convolved(), Init::kZeros);
+  }
+  w.in_proj = walk.matrix("in_proj.weight", {in_rows, D});
+  if (o.bias) {
+    w.in_proj_bias = walk.vector("in_proj.bias", in_rows, Init::kZeros);
+  }
+  if (o.norm) {
+    w.norm = walk.vector("norm.weight", E, Init::kOnes);
+  }
+  // Kaiming's uniform with a = sqrt 5, which is ±1 / sqrt(E), over the square root of the depth.
+  w.out_proj = init.rescale_residual
+                   ? walk.uniform("out_proj.weight", {D, E},
+                                  1 / std::sqrt(double(E) * double(c.layers.size())))
+                   : walk.matrix("out_proj.weight", {D, E});
+  if (o.bias) {
+    w.out_proj_bias = walk.vector("out_proj.bias", D, Init::kZeros);
+  }
   return {o, w};
 }
 
@@ -152,35 +217,53 @@ layers::Mixer mixer(Walk& walk, const Config& c, MixerKind kind) {
       return gated_deltanet(walk, c);
     case MixerKind::kComba:
       return comba(walk, c);
+    case MixerKind::kKimiDeltaAttention:
+      return kimi_delta_attention(walk, c);
+    case MixerKind::kMamba2:
+      return mamba2(walk, c);
   }
   return {};
 }
 
 }  // namespace
 
+Names names_of(const Config& config) {
+  if (config.model_type == "mamba2") {
+    return {.root = "backbone.",
+            .attn_norm = "norm.weight",
+            .mixer = "mixer.",
+            .norm = "norm_f.weight"};
+  }
+  return {
+      .root = "model.", .attn_norm = "attn_norm.weight", .mixer = "attn.", .norm = "norm.weight"};
+}
+
 DecoderWeights walk_weights(const Config& c, const std::function<at::Tensor(WeightSpec)>& weight) {
   const int64_t D = c.hidden_size, I = c.intermediate_size;
+  const Names names = names_of(c);
   Walk walk(weight);
   DecoderWeights all;
   walk.at("", "embeddings");
   all.embeddings = walk.matrix(embeddings_name(c), {c.vocab_size, D});
   for (size_t i = 0; i < c.layers.size(); ++i) {
-    const std::string layer = fmt::format("model.layers.{}.", i);
+    const std::string layer = fmt::format("{}layers.{}.", names.root, i);
     Block block;
     walk.at(layer, "norms");
-    block.attn_norm = walk.vector("attn_norm.weight", D, Init::kOnes);
-    walk.at(layer + "attn.", name_of(c.layers[i]));
+    block.attn_norm = walk.vector(names.attn_norm, D, Init::kOnes);
+    walk.at(layer + names.mixer, name_of(c.layers[i]));
     block.mixer = mixer(walk, c, c.layers[i]);
-    walk.at(layer, "norms");
-    block.mlp_norm = walk.vector("mlp_norm.weight", D, Init::kOnes);
-    walk.at(layer + "mlp.", "mlp");
-    block.mlp.gate_proj = walk.matrix("gate_proj.weight", {I, D});
-    block.mlp.up_proj = walk.matrix("up_proj.weight", {I, D});
-    block.mlp.down_proj = walk.matrix("down_proj.weight", {D, I});
+    if (I > 0) {
+      walk.at(layer, "norms");
+      block.mlp_norm = walk.vector("mlp_norm.weight", D, Init::kOnes);
+      walk.at(layer + "mlp.", "mlp");
+      block.mlp.gate_proj = walk.matrix("gate_proj.weight", {I, D});
+      block.mlp.up_proj = walk.matrix("up_proj.weight", {I, D});
+      block.mlp.down_proj = walk.matrix("down_proj.weight", {D, I});
+    }
     all.blocks.push_back(std::move(block));
   }
-  walk.at("model.", "norms");
-  all.norm = walk.vector("norm.weight", D, Init::kOnes);
+  walk.at(names.root, "norms");
+  all.norm = walk.vector(names.norm, D, Init::kOnes);
   walk.at("", "head");
   all.head =
       c.tie_word_embeddings ? all.embeddings : walk.matrix("lm_head.weight", {c.vocab_size, D});

@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "mdn/layers/mixer.h"
@@ -15,13 +16,19 @@
 
 namespace mdn::model {
 
-/// x += mixer(norm(x)); x += mlp(norm(x)).
+/// x += mixer(norm(x)); x += mlp(norm(x)). Without an MLP mlp_norm is undefined.
 struct Block {
   at::Tensor attn_norm;  // [D]
   layers::Mixer mixer;
   at::Tensor mlp_norm;  // [D]
   layers::MlpWeights mlp;
 };
+
+/// The published names of what blocks have in common.
+struct Names {
+  std::string root, attn_norm, mixer, norm;
+};
+Names names_of(const Config& config);
 
 struct DecoderWeights {
   at::Tensor embeddings;  // [vocab, D]

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <tuple>
 
 #include "mdn/core/error.h"
 #include "mdn/io/file.h"
@@ -30,10 +31,10 @@ layers::AttentionOptions parse_attention(Keys& keys, int64_t hidden_size, int64_
   return a;
 }
 
-void parse_common(Keys& keys, Config& c) {
+void parse_common(Keys& keys, Config& c, double norm_eps = 1e-6) {
   c.vocab_size = keys.integer("vocab_size", 32000, 1, kMaxSize);
   c.hidden_size = keys.integer("hidden_size", 2048, 1, kMaxSize);
-  c.norm_eps = keys.number("norm_eps", 1e-6, 0, 1);
+  c.norm_eps = keys.number("norm_eps", norm_eps, 0, 1);
   c.initializer_range = keys.number("initializer_range", 0.02, 0, 1e3);
   c.tie_word_embeddings = keys.boolean("tie_word_embeddings", false);
   c.bos_token_id = keys.token("bos_token_id", c.vocab_size);
@@ -136,6 +137,65 @@ void parse_comba(Keys& keys, Config& c) {
   parse_layers(keys, c, MixerKind::kComba, 21);
 }
 
+void parse_kda(Keys& keys, Config& c) {
+  parse_common(keys, c);
+  parse_mlp(keys, c);
+  layers::KimiDeltaAttentionOptions& k = c.kimi_delta_attention;
+  parse_heads(keys, c, {.num_heads = 16, .head_dim = 128}, 1.0, k);
+  k.allow_neg_eigval = keys.boolean("allow_neg_eigval", false);
+  keys.accept("use_gate");  // published; the layer always has its gate
+  keys.only("safe_gate", false);
+  keys.only("lower_bound", nullptr);
+  parse_layers(keys, c, MixerKind::kKimiDeltaAttention, 24);
+}
+
+void parse_mamba2(Keys& keys, Config& c) {
+  parse_common(keys, c, 1e-5);
+  // Unlike the other families' embeddings, the published class's have no padding row.
+  c.pad_token_id = std::nullopt;
+  c.residual_in_fp32 = keys.boolean("residual_in_fp32", true);
+  layers::Mamba2Options& m = c.mamba2;
+  m.head_dim = keys.integer("head_dim", 64, 1, 65536);
+  m.state_size = keys.integer("state_size", 128, 1, 65536);
+  const double expand = keys.number("expand", 2, 1e-6, 1e4);
+  const double inner = expand * double(c.hidden_size);
+  m.num_heads = static_cast<int64_t>(inner) / m.head_dim;
+  MDN_CHECK(m.num_heads >= 1 && double(m.inner()) == inner,
+            "{}: expand {} times hidden_size {} must be a multiple of head_dim {}", keys.place(),
+            expand, c.hidden_size, m.head_dim);
+  const int64_t heads = keys.integer("num_heads", m.num_heads, 1, kMaxSize);
+  MDN_CHECK(heads == m.num_heads,
+            "{}: num_heads is {}; expand, hidden_size and head_dim make it {}", keys.place(), heads,
+            m.num_heads);
+  m.num_groups = keys.integer("n_groups", 1, 1, kMaxSize);
+  MDN_CHECK(m.num_heads % m.num_groups == 0, "{}: n_groups {} must divide the {} heads",
+            keys.place(), m.num_groups, m.num_heads);
+  m.conv_size = keys.integer("conv_kernel", 4, 1, 1024);
+  m.bias = keys.boolean("use_bias", false);
+  m.conv_bias = keys.boolean("use_conv_bias", true);
+  m.norm = keys.boolean(keys.either("rmsnorm", "rms_norm"), true);
+  m.norm_before_gate = keys.boolean("norm_before_gate", false);
+  m.norm_eps = c.norm_eps;
+  std::tie(m.dt_limit_low, m.dt_limit_high) =
+      keys.range(keys.either("dt_limit", "time_step_limit"), {m.dt_limit_low, m.dt_limit_high});
+  MDN_CHECK(m.dt_limit_low >= 0, "{}: dt_limit starts at {}; a step is not negative", keys.place(),
+            m.dt_limit_low);
+  Mamba2Init& init = c.mamba2_init;
+  init.dt_min = keys.number(keys.either("dt_min", "time_step_min"), init.dt_min, 1e-30, 1e3);
+  init.dt_max = keys.number(keys.either("dt_max", "time_step_max"), init.dt_max, init.dt_min, 1e3);
+  init.dt_floor =
+      keys.number(keys.either("dt_init_floor", "time_step_floor"), init.dt_floor, 1e-30, 1e3);
+  std::tie(init.A_low, init.A_high) = keys.range("A_init_range", {init.A_low, init.A_high});
+  MDN_CHECK(init.A_low > 0 && std::isfinite(init.A_high),
+            "{}: A_init_range is [{}, {}]; it must be positive and finite", keys.place(),
+            init.A_low, init.A_high);
+  init.rescale_residual = keys.boolean("rescale_prenorm_residual", true);
+  keys.only("conv_init", nullptr);
+  keys.only("D_has_hdim", false);
+  keys.accept("time_step_rank");  // published, and of no effect
+  parse_layers(keys, c, MixerKind::kMamba2, 48);
+}
+
 void parse_transformer(Keys& keys, Config& c) {
   parse_common(keys, c);
   parse_mlp(keys, c);
@@ -152,6 +212,8 @@ constexpr std::pair<std::string_view, Parse> kFamilies[] = {
     {"momentum_deltanet", parse_momentum_deltanet},
     {"gated_deltanet", parse_gated_deltanet},
     {"comba", parse_comba},
+    {"kda", parse_kda},
+    {"mamba2", parse_mamba2},
     {"transformer", parse_transformer},
 };
 
@@ -167,6 +229,10 @@ const char* name_of(MixerKind kind) {
       return "gated_deltanet";
     case MixerKind::kComba:
       return "comba";
+    case MixerKind::kKimiDeltaAttention:
+      return "kda";
+    case MixerKind::kMamba2:
+      return "mamba2";
   }
   return "?";
 }

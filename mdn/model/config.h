@@ -13,20 +13,35 @@ namespace mdn::model {
 using layers::GateKind;
 
 /// What mixes tokens in a layer. A decoder is a list of these.
-enum class MixerKind { kMomentumDeltaNet, kAttention, kGatedDeltaNet, kComba };
+enum class MixerKind {
+  kMomentumDeltaNet,
+  kAttention,
+  kGatedDeltaNet,
+  kComba,
+  kKimiDeltaAttention,
+  kMamba2
+};
 
 /// The published `model_type` of a mixer kind's own family; "attention" for attention layers.
 const char* name_of(MixerKind kind);
+
+/// How Mamba2's own parameters start.
+struct Mamba2Init {
+  double dt_min = 0.001, dt_max = 0.1, dt_floor = 1e-4;
+  double A_low = 1, A_high = 16;
+  bool rescale_residual = true;  // out_proj uniform in ±1 / sqrt(E layers), else normal
+};
 
 /// A decoder. Read with read_config, which checks everything.
 struct Config {
   std::string model_type;  // the published family name
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;        // D
-  int64_t intermediate_size = 0;  // of the MLP
+  int64_t intermediate_size = 0;  // of the MLP; 0: blocks have none
   double norm_eps = 1e-6;
   double initializer_range = 0.02;
   bool tie_word_embeddings = false;
+  bool residual_in_fp32 = false;  // else of the activations' type
   std::optional<int64_t> bos_token_id, eos_token_id;
   std::optional<int64_t> pad_token_id;  // its embedding gets no gradient
   std::vector<MixerKind> layers;        // one entry a layer, from the first
@@ -34,6 +49,9 @@ struct Config {
   layers::MomentumDeltaNetOptions momentum_deltanet;
   layers::GatedDeltaNetOptions gated_deltanet;
   layers::CombaOptions comba;
+  layers::KimiDeltaAttentionOptions kimi_delta_attention;
+  layers::Mamba2Options mamba2;
+  Mamba2Init mamba2_init;
   layers::AttentionOptions attention;
   std::string json;  // the text it was read from, all keys kept: what a checkpoint writes again
 };

@@ -1,5 +1,7 @@
 #include "mdn/model/config_keys.h"
 
+#include <limits>
+
 #include "mdn/core/error.h"
 
 namespace mdn::model {
@@ -83,6 +85,34 @@ std::optional<int64_t> Keys::token(const std::string& key, int64_t vocab_size) {
   }
   const int64_t n = id.get<int64_t>();
   return n >= 0 && n < vocab_size ? std::optional(n) : std::nullopt;
+}
+
+std::pair<double, double> Keys::range(const std::string& key, std::pair<double, double> otherwise) {
+  if (!has(key)) {
+    return otherwise;
+  }
+  const Json& list = object_.json().at(key);
+  const auto number = [&](const Json& value) {
+    if (value.is_number()) {
+      return value.get<double>();
+    }
+    if (value == Json{{"__float__", "Infinity"}}) {
+      return std::numeric_limits<double>::infinity();
+    }
+    object_.fail(key, "allowed are two numbers, or {\"__float__\": \"Infinity\"}");
+  };
+  if (!list.is_array() || list.size() != 2 || number(list[0]) > number(list[1])) {
+    object_.fail(key, "allowed are two numbers, the lower first");
+  }
+  return {number(list[0]), number(list[1])};
+}
+
+std::string Keys::either(const std::string& key, const std::string& alias) {
+  const bool both = has(key) && has(alias);
+  MDN_CHECK(!both || object_.json().at(key) == object_.json().at(alias),
+            "{}: {} is {} and {} is {}; they are two names of one thing", place(), key,
+            brief_json(object_.json().at(key)), alias, brief_json(object_.json().at(alias)));
+  return has(alias) ? alias : key;
 }
 
 void Keys::only(const std::string& key, const Json& allowed) {

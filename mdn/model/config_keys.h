@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mdn/io/json.h"
@@ -51,6 +52,13 @@ class Keys {
   /// A token id: an integer, or, as some configs have it for eos, a list whose first entry counts.
   /// An id outside the vocabulary (configs of small ones keep the default ids) means "none".
   std::optional<int64_t> token(const std::string& key, int64_t vocab_size);
+
+  /// Two numbers, the first not above the second. An infinite one stands as {"__float__":
+  /// "Infinity"}.
+  std::pair<double, double> range(const std::string& key, std::pair<double, double> otherwise);
+
+  /// The name to read of a key that has two: both are accepted, and must agree if both are there.
+  std::string either(const std::string& key, const std::string& alias);
 
   /// A feature that no published config uses and this program does not have.
   void only(const std::string& key, const Json& allowed);

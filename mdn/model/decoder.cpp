@@ -21,16 +21,24 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
             "token ids must be [B, T] int64 with at least one token");
   at::Tensor x =
       at::embedding(weights_.embeddings, ids, config_.pad_token_id.value_or(-1)).to(compute_type_);
+  if (config_.residual_in_fp32) {
+    x = x.to(layers::gate_type(x));
+  }
+  const auto normed = [&](const at::Tensor& weight) {
+    return ops::rms_norm(x, weight, config_.norm_eps).to(compute_type_);
+  };
   for (size_t i = 0; i < weights_.blocks.size(); ++i) {
     const Block& block = weights_.blocks[i];
-    x = x + layers::mix(block.mixer, ops::rms_norm(x, block.attn_norm, config_.norm_eps), sequences,
+    x = x + layers::mix(block.mixer, normed(block.attn_norm), sequences,
                         state ? &state->layers[i] : nullptr);
-    x = x + layers::mlp(block.mlp, ops::rms_norm(x, block.mlp_norm, config_.norm_eps));
+    if (block.mlp_norm.defined()) {
+      x = x + layers::mlp(block.mlp, normed(block.mlp_norm));
+    }
   }
   if (state) {
     state->position += ids.size(1);
   }
-  return ops::rms_norm(x, weights_.norm, config_.norm_eps);
+  return normed(weights_.norm);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden) const {

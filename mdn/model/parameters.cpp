@@ -26,11 +26,13 @@ at::Tensor draw(const WeightSpec& spec, const Config& config, const at::Tensor& 
       // 1 - u lies in (0, 1]: the logarithm is finite
       return (spec.init_low + (1 - uniform()) * (spec.init_high - spec.init_low)).log();
     case Init::kDt: {
-      // dt = max(exp(u (ln 0.1 - ln 0.001) + ln 0.001), 1e-4); stored as dt + ln(-expm1(-dt))
-      const at::Tensor dt =
-          (uniform() * (std::log(0.1) - std::log(0.001)) + std::log(0.001)).exp().clamp_min(1e-4);
+      // dt = max(exp(u (ln high - ln low) + ln low), floor); stored as dt + ln(-expm1(-dt))
+      const double low = std::log(spec.init_low), high = std::log(spec.init_high);
+      const at::Tensor dt = (uniform() * (high - low) + low).exp().clamp_min(spec.init_floor);
       return dt + (-at::expm1(-dt)).log();
     }
+    case Init::kUniform:
+      return spec.init_low + uniform() * (spec.init_high - spec.init_low);
     case Init::kSame:
       return previous.clone();
   }

@@ -21,8 +21,8 @@ std::vector<WeightSpec> weight_table(const Config& config) {
   return table;
 }
 
-std::string embeddings_name(const Config&) {
-  return "model.embeddings.weight";
+std::string embeddings_name(const Config& config) {
+  return names_of(config).root + "embeddings.weight";
 }
 
 }  // namespace mdn::model

@@ -15,7 +15,8 @@ enum class Init {
   kZeros,
   kOnes,
   kLogUniform,  // ln of uniform(init_low, init_high]
-  kDt,          // inverse softplus of exp(uniform(ln 0.001, ln 0.1)), at least 1e-4
+  kDt,          // inverse softplus of exp(uniform(ln init_low, ln init_high)), at least init_floor
+  kUniform,     // uniform(init_low, init_high)
   kSame,        // the values of the parameter before it in the table
 };
 
@@ -23,9 +24,9 @@ struct WeightSpec {
   std::string name;            // the published safetensors name
   std::vector<int64_t> shape;  // linears are [out, in]
   Init init = Init::kNormal;
-  double init_low = 0, init_high = 0;  // of kLogUniform
-  bool decay = true;                   // takes weight decay: matrices and convolutions do
-  std::string part;                    // for people: embeddings, mixer, mlp, norms, head
+  double init_low = 0, init_high = 0, init_floor = 0;
+  bool decay = true;  // takes weight decay: matrices and convolutions do
+  std::string part;   // for people: embeddings, mixer, mlp, norms, head
 
   int64_t numel() const;
 };

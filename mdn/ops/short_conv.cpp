@@ -56,7 +56,8 @@ class Fused : public torch::autograd::Function<Fused> {
 };
 
 at::Tensor composite(const at::Tensor& x, const at::Tensor& weight,
-                     const std::optional<at::Tensor>& cu_seqlens) {
+                     const std::optional<at::Tensor>& cu_seqlens,
+                     const std::optional<at::Tensor>& bias) {
   const int64_t T = x.size(1), W = weight.size(-1);
   const at::Tensor padded = at::constant_pad_nd(x, {0, 0, W - 1, 0});  // [B, W-1 + T, C]
   const at::Tensor taps = weight.squeeze(1).t();                       // [W, C]
@@ -68,7 +69,7 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& weight,
                    .view({1, T, 1})
                    .to(x.device());
   }
-  at::Tensor a;
+  at::Tensor a = bias.value_or(at::Tensor());
   for (int64_t w = 0; w < W; ++w) {
     const int64_t back = W - 1 - w;
     at::Tensor term = padded.narrow(1, w, T) * taps[w];
@@ -83,15 +84,19 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& weight,
 }  // namespace
 
 at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
-                      const std::optional<at::Tensor>& cu_seqlens) {
+                      const std::optional<at::Tensor>& cu_seqlens,
+                      const std::optional<at::Tensor>& bias) {
   constexpr const char* kOp = "short_conv";
   MDN_CHECK(x.dim() == 3 && x.numel() > 0, "{}: x must be [B, T, C], got {}", kOp, shape_text(x));
   MDN_CHECK(weight.dim() == 3, "{}: weight must be [C, 1, W], got {}", kOp, shape_text(weight));
-  TensorCheck{kOp, x.device()}(weight, "weight", {x.size(2), 1, weight.size(2)}, x.scalar_type());
+  const TensorCheck check{kOp, x.device()};
+  check(weight, "weight", {x.size(2), 1, weight.size(2)}, x.scalar_type());
+  check(bias, "bias", {x.size(2)}, x.scalar_type());
   const auto bounds =
       cu_seqlens ? std::optional(check_cu_seqlens(kOp, *cu_seqlens, x.size(0), x.size(1), at::kCPU))
                  : std::nullopt;
-  return use_cpu_kernel(x) ? Fused::apply(x, weight, bounds) : composite(x, weight, bounds);
+  return use_cpu_kernel(x) && !bias ? Fused::apply(x, weight, bounds)
+                                    : composite(x, weight, bounds, bias);
 }
 
 }  // namespace mdn::ops

@@ -44,12 +44,15 @@ int64_t count(const Config& config) {
 
 TEST(Config, PublishedSizesHaveThePublishedParameterCounts) {
   const std::pair<const char*, int64_t> table[] = {
-      {"mdn_400m", 417'537'012},         {"mdn_1.3b", 1'462'646'004},
-      {"mdn_hybrid_3_1", 430'946'400},   {"mdn_hybrid_7_1", 434'227'824},
-      {"gdn_400m", 417'278'460},         {"gdn_1.3b", 1'462'129'404},
-      {"gdn_hybrid_3_1", 430'650'912},   {"comba_400m", 417'278'712},
-      {"comba_1.3b", 1'462'129'656},     {"comba_hybrid_3_1", 430'651'200},
-      {"transformer_400m", 411'257'856}, {"transformer_1.3b", 1'439'078'400},
+      {"mdn_400m", 417'537'012},           {"mdn_1.3b", 1'462'646'004},
+      {"mdn_hybrid_3_1", 430'946'400},     {"mdn_hybrid_7_1", 434'227'824},
+      {"gdn_400m", 417'278'460},           {"gdn_1.3b", 1'462'129'404},
+      {"gdn_hybrid_3_1", 430'650'912},     {"comba_400m", 417'278'712},
+      {"comba_1.3b", 1'462'129'656},       {"comba_hybrid_3_1", 430'651'200},
+      {"kda_400m", 424'384'704},           {"kda_1.3b", 1'465'722'240},
+      {"kda_hybrid_3_1", 421'102'992},     {"mamba2_400m", 419'778'048},
+      {"mamba2_1.3b", 1'446'620'160},      {"transformer_400m", 411'257'856},
+      {"transformer_1.3b", 1'439'078'400},
   };
   for (const auto& [name, parameters] : table) {
     const Config config = read_config(fmt::format(MDN_TEST_DATA "/../../configs/{}.json", name));
@@ -83,6 +86,53 @@ TEST(Config, RivalsHaveTheirOwnKeys) {
   EXPECT_THAT(error_of(R"({"model_type": "transformer", "head_dim": 64})"), HasSubstr("head_dim"));
   EXPECT_THAT(error_of(R"({"model_type": "transformer", "attention_bias": true})"),
               HasSubstr("attention_bias"));
+}
+
+TEST(Config, KdaKeepsItsGate) {
+  const Config kda = parse_config(
+      R"({"model_type": "kda", "use_gate": false, "allow_neg_eigval": true, "num_v_heads": 32})",
+      "c");
+  EXPECT_TRUE(kda.kimi_delta_attention.allow_neg_eigval);
+  EXPECT_EQ(kda.kimi_delta_attention.num_heads, 16);
+  EXPECT_EQ(kda.kimi_delta_attention.value_dim, 128);
+  EXPECT_EQ(kda.layers, std::vector<MixerKind>(24, MixerKind::kKimiDeltaAttention));
+  EXPECT_THAT(error_of(R"({"model_type": "kda", "safe_gate": true})"), HasSubstr("safe_gate"));
+  EXPECT_THAT(error_of(R"({"model_type": "kda", "lower_bound": -5})"), HasSubstr("lower_bound"));
+}
+
+TEST(Config, Mamba2HasTwoNamesForSomeKeys) {
+  const auto parse = [](const std::string& keys) {
+    return parse_config(R"({"model_type": "mamba2")" + keys + "}", "c");
+  };
+  const Config plain = parse("");
+  EXPECT_EQ(plain.mamba2.num_heads, 64);
+  EXPECT_EQ(plain.norm_eps, 1e-5);
+  EXPECT_EQ(plain.intermediate_size, 0);
+  EXPECT_TRUE(plain.residual_in_fp32);
+  EXPECT_FALSE(parse(R"(, "rms_norm": false)").mamba2.norm);
+  EXPECT_FALSE(parse(R"(, "rmsnorm": false, "rms_norm": false)").mamba2.norm);
+  EXPECT_EQ(parse(R"(, "time_step_max": 0.2)").mamba2_init.dt_max, 0.2);
+  EXPECT_EQ(parse(R"(, "dt_max": 0.3)").mamba2_init.dt_max, 0.3);
+  EXPECT_EQ(parse(R"(, "time_step_floor": 0.01)").mamba2_init.dt_floor, 0.01);
+  const Config limited = parse(R"(, "time_step_limit": [0.1, {"__float__": "Infinity"}])");
+  EXPECT_EQ(limited.mamba2.dt_limit_low, 0.1);
+  EXPECT_TRUE(std::isinf(limited.mamba2.dt_limit_high));
+  EXPECT_EQ(parse(R"(, "dt_limit": [0.1, 2])").mamba2.dt_limit_high, 2);
+
+  const auto error = [](const std::string& keys) {
+    return error_of(R"({"model_type": "mamba2")" + keys + "}");
+  };
+  EXPECT_THAT(error(R"(, "rmsnorm": true, "rms_norm": false)"), HasSubstr("two names"));
+  EXPECT_THAT(error(R"(, "D_has_hdim": true)"), HasSubstr("D_has_hdim"));
+  EXPECT_THAT(error(R"(, "conv_init": 0.1)"), HasSubstr("conv_init"));
+  EXPECT_THAT(error(R"(, "num_heads": 3)"), HasSubstr("num_heads is 3"));
+  EXPECT_THAT(error(R"(, "head_dim": 60)"), HasSubstr("must be a multiple of head_dim 60"));
+  EXPECT_THAT(error(R"(, "n_groups": 3)"), HasSubstr("n_groups 3"));
+  EXPECT_THAT(error(R"(, "dt_limit": [1, 0])"), HasSubstr("dt_limit"));
+  EXPECT_THAT(error(R"(, "dt_limit": [0, "Infinity"])"), HasSubstr("__float__"));
+  EXPECT_THAT(error(R"(, "dt_limit": [-1, 1])"), HasSubstr("dt_limit"));
+  EXPECT_THAT(error(R"(, "A_init_range": [0, 16])"), HasSubstr("A_init_range"));
+  EXPECT_THAT(error(R"(, "hidden_ratio": 4)"), HasSubstr("hidden_ratio"));
 }
 
 TEST(Config, NullFloorMeansNone) {

@@ -39,7 +39,7 @@ class Folder {
 };
 
 TEST(Parameters, TheTableIsTheGoldenFilesNames) {
-  for (const char* name : {"mdn", "mdn_plain", "mdn_lora", "mdn_hybrid"}) {
+  for (const char* name : {"mdn", "mdn_plain", "mdn_lora", "mdn_hybrid", "kda", "mamba2"}) {
     EXPECT_NO_THROW(Parameters::load(golden_config(name), golden_weights(name))) << name;
   }
 }
@@ -71,6 +71,41 @@ TEST(Parameters, InitialValuesFollowThePublishedDistributions) {
       at::equal(q, Parameters::initialise(config, 1).at("model.layers.0.attn.q_proj.weight")));
   EXPECT_FALSE(
       at::equal(q, Parameters::initialise(config, 2).at("model.layers.0.attn.q_proj.weight")));
+}
+
+TEST(Parameters, RivalsStartAsPublished) {
+  Config kda = golden_config("kda");
+  kda.kimi_delta_attention.num_heads = kda.kimi_delta_attention.num_value_heads = 4096;
+  kda.kimi_delta_attention.head_dim = kda.kimi_delta_attention.value_dim = 1;
+  const at::Tensor A = Parameters::initialise(kda, 1).at("model.layers.0.attn.A_log").exp();
+  EXPECT_GE(A.min().item<double>(), 1 - 1e-6);
+  EXPECT_NEAR(A.mean().item<double>(), 8.5, 5 * 15 / std::sqrt(12 * 4096.0));
+
+  Config mamba2 = golden_config("mamba2");
+  mamba2.mamba2.num_heads = 4096;
+  mamba2.mamba2.head_dim = 1;
+  mamba2.mamba2_init = {.dt_min = 0.01, .dt_max = 0.2, .dt_floor = 0.02, .A_low = 2, .A_high = 3};
+  const Parameters p = Parameters::initialise(mamba2, 1);
+  const auto mixer = [&](const char* name) {
+    return p.at(std::string("backbone.layers.0.mixer.") + name);
+  };
+  const at::Tensor dt = at::softplus(mixer("dt_bias"));
+  EXPECT_NEAR(dt.min().item<double>(), 0.02, 1e-6);
+  EXPECT_NEAR(dt.max().item<double>(), 0.2, 0.002);
+  EXPECT_NEAR(mixer("A_log").exp().mean().item<double>(), 2.5, 5 / std::sqrt(12 * 4096.0));
+  EXPECT_TRUE(at::equal(mixer("D"), at::ones({4096})));
+  // uniform within ±1 / sqrt(4096 channels x 2 layers)
+  const at::Tensor out = mixer("out_proj.weight");
+  const double bound = 1 / std::sqrt(8192.0), n = static_cast<double>(out.numel());
+  EXPECT_LE(out.abs().max().item<double>(), bound);
+  // The standard deviation's own standard error is that of a uniform's square: below 0.5 / sqrt(n).
+  EXPECT_NEAR(out.std().item<double>(), bound / std::sqrt(3.0), 5 * bound * 0.5 / std::sqrt(n));
+  mamba2.mamba2_init.rescale_residual = false;
+  EXPECT_NEAR(Parameters::initialise(mamba2, 1)
+                  .at("backbone.layers.0.mixer.out_proj.weight")
+                  .std()
+                  .item<double>(),
+              0.02, 5 * 0.02 / std::sqrt(2 * n));
 }
 
 TEST(Parameters, VectorsTakeNoDecay) {

@@ -107,7 +107,8 @@ INSTANTIATE_TEST_SUITE_P(Decoder, State,
                          testing::Values(Case{"mdn", std::nullopt}, Case{"mdn_plain", std::nullopt},
                                          Case{"mdn_hybrid", std::nullopt}, Case{"mdn_hybrid", 5},
                                          Case{"mdn_hybrid", 1}, Case{"gdn", std::nullopt},
-                                         Case{"comba", std::nullopt},
+                                         Case{"comba", std::nullopt}, Case{"kda", std::nullopt},
+                                         Case{"mamba2", std::nullopt},
                                          Case{"transformer", std::nullopt}, Case{"transformer", 7}),
                          [](const testing::TestParamInfo<Case>& test) {
                            return std::string(test.param.model) +

@@ -25,8 +25,8 @@ std::string test_name(const testing::TestParamInfo<Goldens::ParamType>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Families, Goldens,
                          testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora",
-                                                          "mdn_hybrid", "gdn", "comba",
-                                                          "transformer"),
+                                                          "mdn_hybrid", "gdn", "comba", "kda",
+                                                          "mamba2", "transformer"),
                                           testing::Values(at::kDouble, at::kFloat, at::kBFloat16)),
                          test_name);
 
