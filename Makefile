@@ -39,7 +39,7 @@ format: setup ## reformat the C++ and CUDA sources in place
 bench: build ## time the operators on this machine; writes bench/results/
 	@tools/bench.sh $(BUILD)
 
-fuzz: setup ## run each fuzz target for SECONDS (default 60)
+fuzz: setup ## run each fuzz target for SECONDS_EACH CPU seconds (default 60)
 	@tools/fuzz.sh $(or $(SECONDS_EACH),60)
 
 sanitize: setup ## the whole C++ suite under AddressSanitizer and UndefinedBehaviorSanitizer
