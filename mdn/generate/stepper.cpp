@@ -83,12 +83,13 @@ float* state_data(at::Tensor& t, at::IntArrayRef shape) {
 
 bool Stepper::supports(const model::Decoder& decoder) {
   const auto& entries = decoder.parameters().entries();
-  const auto& kinds = decoder.config().layers;
+  const auto& blocks = decoder.weights().blocks;
   return decoder.compute_type() == at::kFloat &&
-         std::all_of(kinds.begin(), kinds.end(),
-                     [](model::MixerKind kind) {
-                       return kind == model::MixerKind::kMomentumDeltaNet ||
-                              kind == model::MixerKind::kAttention;
+         std::all_of(blocks.begin(), blocks.end(),
+                     [](const model::Block& block) {
+                       const auto* mixer = std::get_if<layers::MomentumDeltaNet>(&block.mixer);
+                       return mixer ? mixer->options.published_rule()
+                                    : std::holds_alternative<layers::Attention>(block.mixer);
                      }) &&
          std::all_of(entries.begin(), entries.end(), [](const model::Parameter& p) {
            return p.value.is_cpu() && p.value.scalar_type() == at::kFloat &&
@@ -99,7 +100,8 @@ bool Stepper::supports(const model::Decoder& decoder) {
 Stepper::Stepper(const model::Decoder& decoder) : decoder_(decoder), scratch_(kSlots) {
   MDN_CHECK(
       supports(decoder),
-      "the stepper needs float32 weights on the CPU and layers of momentum_deltanet or attention");
+      "the stepper needs float32 weights on the CPU and layers of momentum_deltanet, as published, "
+      "or attention");
   for (const model::Block& block : decoder.weights().blocks) {
     Layer layer;
     if (const auto* mixer = std::get_if<layers::MomentumDeltaNet>(&block.mixer)) {

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
+#include "mdn/layers/gated_deltanet.h"
 #include "mdn/layers/project.h"
+#include "mdn/ops/general_momentum_delta_rule.h"
 #include "mdn/ops/momentum_delta_rule.h"
 
 namespace mdn::layers {
@@ -16,81 +18,115 @@ std::vector<StateField> MomentumDeltaNetState::fields() {
   return all;
 }
 
-MomentumGates momentum_gates(const MomentumDeltaNetOptions& o,
-                             const MomentumDeltaNetWeights& weights, const at::Tensor& x) {
-  const auto type = gate_type(x);
-  const auto per_value_head = [&](const at::Tensor& p) {
-    const at::Tensor wide = p.to(type);
-    return (o.group() == 1 ? wide : wide.repeat_interleave(o.group())).exp();
-  };
-  const at::Tensor a = project(x, weights.a_proj).to(type) + weights.dt_bias.to(type);
-  const at::Tensor m = project(x, weights.m_proj).to(type) + weights.mu_bias.to(type);
-  const at::Tensor b = project(x, weights.b_proj).to(type);
-  const at::Tensor e = project(x, weights.e_proj).to(type);
-
-  MomentumGates gates;
-  at::Tensor log_mu = -per_value_head(weights.Mu_log) * at::softplus(m);
-  if (o.min_log_mu) {
-    log_mu = log_mu.clamp_min(*o.min_log_mu);
-  }
-  gates.mu = log_mu.exp();
-  gates.eta = 1 + (e / o.tau).tanh();
-  // sin² = (eta f)² / (1 + (eta f)²), cos² = 1 / (1 + (eta f)²) of theta = atan(eta f)
-  const at::Tensor squared = (gates.eta * per_value_head(weights.log_factor)).square();
-  const at::Tensor cos2 = (1 + squared).reciprocal();
-  gates.beta = squared * cos2 * b.sigmoid();
-  gates.alpha = cos2 * (-per_value_head(weights.A_log) * at::softplus(a)).exp();
-  return gates;
+ops::MomentumGates momentum_gates(const MomentumDeltaNetOptions& o,
+                                  const MomentumDeltaNetWeights& w, const at::Tensor& x) {
+  return ops::momentum_gates({.a = project(x, w.a_proj),
+                              .b = project(x, w.b_proj),
+                              .m = w.m_proj.defined() ? project(x, w.m_proj) : at::Tensor(),
+                              .e = project(x, w.e_proj)},
+                             {.A_log = w.A_log,
+                              .Mu_log = w.Mu_log,
+                              .log_factor = w.log_factor,
+                              .dt_bias = w.dt_bias,
+                              .mu_bias = w.mu_bias},
+                             o.tau, o.min_log_mu, {.alpha = o.alpha_cap, .beta = o.beta_cap});
 }
+
+MomentumCoupling momentum_coupling(const MomentumDeltaNetOptions& o,
+                                   const MomentumDeltaNetWeights& w, const at::Tensor& x,
+                                   const ops::MomentumGates& gates) {
+  MomentumCoupling c;
+  if (!o.predict_with_alpha) {
+    c.pi = at::ones_like(gates.alpha);
+  }
+  if (o.momentum == MomentumKind::kNesterov) {
+    c.kappa = c.lambda = gates.beta * gates.mu;
+  } else if (o.momentum == MomentumKind::kQuasiHyperbolic) {
+    const auto type = gate_type(x);
+    const at::Tensor n = project(x, w.n_proj).to(type) + w.nu_bias.to(type);
+    c.nu = (2 * n.sigmoid()).clamp_max(1);
+    c.kappa = gates.beta * c.nu * gates.mu;
+    c.lambda = at::zeros_like(c.kappa);
+  }
+  return c;
+}
+
+namespace {
+
+/// The operator with q and k normalised inside: over x's tokens, or one step in place when a state
+/// meets a single token.
+at::Tensor run_momentum_rule(const Qkv& qkv, const ops::MomentumGates& g, const MomentumCoupling& c,
+                             const Sequences& sequences, MomentumDeltaNetState* state) {
+  using Optional = std::optional<at::Tensor>;
+  const auto& [q, k, v] = qkv;
+  const bool published = !c.kappa.defined();
+  const Optional pi = c.pi.defined() ? Optional(c.pi) : std::nullopt;
+  if (state && q.size(1) == 1) {
+    if (!state->S.defined()) {
+      state->S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, g.alpha.options());
+      state->M = at::zeros_like(state->S);
+    }
+    const auto token = [](const at::Tensor& t) { return t.squeeze(1); };
+    const Optional pi_now = pi ? Optional(token(*pi)) : std::nullopt;
+    const at::Tensor o =
+        published
+            ? ops::momentum_delta_rule_step(token(q), token(k), token(v), token(g.alpha),
+                                            token(g.mu), token(g.eta), token(g.beta), state->S,
+                                            state->M, pi_now, std::nullopt, std::nullopt, true)
+            : ops::general_momentum_delta_rule_step(token(q), token(k), token(v), token(g.alpha),
+                                                    token(g.mu), token(g.eta), token(g.beta),
+                                                    token(c.kappa), token(c.lambda), state->S,
+                                                    state->M, pi_now, std::nullopt, true);
+    return o.unsqueeze(1);
+  }
+  Optional S, M;
+  if (state && state->S.defined()) {
+    S = state->S;
+    M = state->M;
+  }
+  auto [o, final_S, final_M] =
+      published ? ops::momentum_delta_rule(q, k, v, g.alpha, g.mu, g.eta, g.beta, pi, S, M,
+                                           sequences.cu_seqlens(), std::nullopt, true)
+                : ops::general_momentum_delta_rule(q, k, v, g.alpha, g.mu, g.eta, g.beta, c.kappa,
+                                                   c.lambda, pi, S, M, sequences.cu_seqlens(),
+                                                   std::nullopt, true);
+  if (state) {
+    state->S = final_S;
+    state->M = final_M;
+  }
+  return o;
+}
+
+}  // namespace
 
 at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
                                         State* state) const {
   const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "momentum_deltanet: a carried state with packed sequences is not supported");
-  const int64_t B = x.size(0), T = x.size(1);
-  auto [q, k, v] = query_key_value(o, w.qkv, x, sequences, state);
+  Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   if (w.D_log.defined()) {
     // Output correction: q <- q - exp(D_log) k, before the normalisation.
-    q = q - w.D_log.exp().to(k.scalar_type()).view({o.num_heads, 1}) * k;
+    qkv.q = qkv.q - w.D_log.exp().to(qkv.k.scalar_type()).view({o.num_heads, 1}) * qkv.k;
   }
-  const MomentumGates gates = momentum_gates(o, w, x);
-  std::optional<at::Tensor> pi;
-  if (!o.predict_with_alpha) {
-    pi = at::ones_like(gates.alpha);
-  }
-
+  const ops::MomentumGates gates = momentum_gates(o, w, x);
+  const MomentumCoupling coupling = momentum_coupling(o, w, x, gates);
   at::Tensor out;
-  if (state && T == 1) {
-    if (!state->S.defined()) {
-      state->S = at::zeros(state_shape("S", B), gates.alpha.options());
-      state->M = at::zeros_like(state->S);
-    }
-    const auto token = [](const at::Tensor& t) { return t.squeeze(1); };
-    out = ops::momentum_delta_rule_step(
-        token(q), token(k), token(v), token(gates.alpha), token(gates.mu), token(gates.eta),
-        token(gates.beta), state->S, state->M, pi ? std::optional(token(*pi)) : std::nullopt,
-        std::nullopt, std::nullopt, true);
-    out = out.unsqueeze(1);
+  if (o.momentum == MomentumKind::kNone) {
+    // S <- alpha S + beta eta k rᵀ
+    out = run_gated_delta_rule(qkv, {.alpha = gates.alpha, .beta = gates.beta * gates.eta},
+                               coupling.pi.defined() ? std::optional(coupling.pi) : std::nullopt,
+                               sequences, state ? &state->S : nullptr);
   } else {
-    std::optional<at::Tensor> S, M;
-    if (state && state->S.defined()) {
-      S = state->S;
-      M = state->M;
-    }
-    at::Tensor final_S, final_M;
-    std::tie(out, final_S, final_M) =
-        ops::momentum_delta_rule(q, k, v, gates.alpha, gates.mu, gates.eta, gates.beta, pi, S, M,
-                                 sequences.cu_seqlens(), std::nullopt, true);
-    if (state) {
-      state->S = final_S;
-      state->M = final_M;
-    }
+    out = run_momentum_rule(qkv, gates, coupling, sequences, state);
   }
   return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> MomentumDeltaNet::state_shape(std::string_view field, int64_t B) const {
+  if (field == "M" && options.momentum == MomentumKind::kNone) {
+    return {};
+  }
   if (field == "S" || field == "M") {
     return {B, options.num_value_heads, options.value_dim, options.head_dim};
   }

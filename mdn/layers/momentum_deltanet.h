@@ -3,6 +3,7 @@
 
 #include "mdn/layers/gated_output.h"
 #include "mdn/layers/qkv.h"
+#include "mdn/ops/momentum_gates.h"
 
 namespace mdn::layers {
 
@@ -13,29 +14,34 @@ struct MomentumDeltaNetWeights {
   at::Tensor A_log, Mu_log, log_factor;       // [H]
   at::Tensor D_log;                           // [H], output correction
   at::Tensor dt_bias, mu_bias;                // [HV]
+  at::Tensor n_proj, nu_bias;                 // [HV, D], [HV], of the quasi-hyperbolic step
   OutputWeights output;
 };
 
 /// What a sequence carries from token to token: the operator's states and the convolutions' last
 /// inputs. Undefined tensors are a fresh start.
 struct MomentumDeltaNetState : ConvStates {
-  at::Tensor S, M;  // [B, HV, V, K] float32
+  at::Tensor S, M;  // [B, HV, V, K] float32; no M without momentum
 
   std::vector<StateField> fields();
 };
 
-/// The four gates of the operator, each [B, T, HV] in float32 (float64 for float64 models).
-struct MomentumGates {
-  at::Tensor alpha, mu, eta, beta;
-};
+/// The four gates of the operator, each [B, T, HV]: ops::momentum_gates of a_proj x, b_proj x,
+/// m_proj x, e_proj x. mu is undefined without momentum.
+ops::MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
+                                  const MomentumDeltaNetWeights& weights, const at::Tensor& x);
 
-/// With f = exp(log_factor), and A_log, Mu_log, log_factor of value head j being entry j / (HV/H):
-///   mu    = exp(max(min_log_mu, -exp(Mu_log) softplus(m_proj x + mu_bias)))
-///   eta   = 1 + tanh(e_proj x / tau)
-///   beta  = sin²(atan(eta f)) sigmoid(b_proj x)
-///   alpha = cos²(atan(eta f)) exp(-exp(A_log) softplus(a_proj x + dt_bias))
-MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
-                             const MomentumDeltaNetWeights& weights, const at::Tensor& x);
+/// The operator's other scalars, each [B, T, HV], undefined where the published layer has no need
+/// of them: pi (then alpha), and for the other kinds of momentum what
+/// ops::general_momentum_delta_rule calls kappa and lambda. The quasi-hyperbolic step mixes by
+///   nu = min(1, 2 sigmoid(n_proj x + nu_bias))
+/// which is 1, the published layer, while both are 0.
+struct MomentumCoupling {
+  at::Tensor pi, nu, kappa, lambda;
+};
+MomentumCoupling momentum_coupling(const MomentumDeltaNetOptions& options,
+                                   const MomentumDeltaNetWeights& weights, const at::Tensor& x,
+                                   const ops::MomentumGates& gates);
 
 struct MomentumDeltaNet {
   using State = MomentumDeltaNetState;

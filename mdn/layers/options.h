@@ -10,6 +10,9 @@ namespace mdn::layers {
 /// How a linear-attention layer's output is gated (RMSNorm always; then times the gate).
 enum class GateKind { kNone, kFull, kLowRank };
 
+/// How momentum acts (docs/math/momentum_variants.md). kNone: no M at all.
+enum class MomentumKind { kNone, kHeavyBall, kNesterov, kQuasiHyperbolic };
+
 /// What the layers with q, k, v heads of a fast-weight state share. K = head_dim, V = value_dim.
 struct HeadOptions {
   int64_t num_heads = 6;        // H: query/key heads
@@ -32,6 +35,15 @@ struct MomentumDeltaNetOptions : HeadOptions {
   bool output_correction = true;            // q <- q - exp(D_log) k
   std::optional<double> min_log_mu = -2.0;  // floor of log mu; absent: none
   double tau = 1.0;                         // of eta: sqrt(hidden_size / tau_factor)
+  // What the published layer has no choice in.
+  MomentumKind momentum = MomentumKind::kHeavyBall;
+  bool alpha_cap = true;  // alpha <= cos² theta, else 1
+  bool beta_cap = true;   // beta <= sin² theta, else 1
+
+  /// Whether the rule and its gates are those of the published layer, for which there are kernels.
+  bool published_rule() const {
+    return momentum == MomentumKind::kHeavyBall && alpha_cap && beta_cap;
+  }
 };
 
 struct GatedDeltaNetOptions : HeadOptions {

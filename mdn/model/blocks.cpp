@@ -16,8 +16,9 @@ class Walk {
     prefix_ = std::move(prefix);
     part_ = std::move(part);
   }
-  at::Tensor matrix(const std::string& name, std::vector<int64_t> shape) {
-    return add({.name = name, .shape = std::move(shape)});
+  at::Tensor matrix(const std::string& name, std::vector<int64_t> shape,
+                    Init init = Init::kNormal) {
+    return add({.name = name, .shape = std::move(shape), .init = init});
   }
   at::Tensor vector(const std::string& name, int64_t size, Init init) {
     return add({.name = name, .shape = {size}, .init = init, .decay = false});
@@ -91,20 +92,34 @@ layers::OutputWeights output(Walk& walk, const layers::HeadOptions& o, int64_t D
 layers::MomentumDeltaNet momentum_deltanet(Walk& walk, const Config& c) {
   const auto& o = c.momentum_deltanet;
   const int64_t D = c.hidden_size, H = o.num_heads, HV = o.num_value_heads;
+  const bool momentum = o.momentum != layers::MomentumKind::kNone;
+  const bool mixed = o.momentum == layers::MomentumKind::kQuasiHyperbolic;
   layers::MomentumDeltaNetWeights w;
   w.A_log = walk.log_uniform("A_log", H, 0, 16);
   w.dt_bias = walk.dt("dt_bias", HV);
-  w.mu_bias = walk.vector("mu_bias", HV, Init::kSame);
-  w.Mu_log = walk.log_uniform("Mu_log", H, 0, 16);
-  w.log_factor = walk.log_uniform("log_factor", H, 0, 4);
+  if (momentum) {
+    w.mu_bias = walk.vector("mu_bias", HV, Init::kSame);
+    w.Mu_log = walk.log_uniform("Mu_log", H, 0, 16);
+  }
+  if (o.alpha_cap || o.beta_cap) {
+    w.log_factor = walk.log_uniform("log_factor", H, 0, 4);
+  }
   if (o.output_correction) {
     w.D_log = walk.log_uniform("D_log", H, 0, 1);
+  }
+  if (mixed) {
+    w.nu_bias = walk.vector("nu_bias", HV, Init::kZeros);
   }
   projections(walk, o, D, w.qkv);
   w.a_proj = walk.matrix("a_proj.weight", {HV, D});
   w.b_proj = walk.matrix("b_proj.weight", {HV, D});
-  w.m_proj = walk.matrix("m_proj.weight", {HV, D});
+  if (momentum) {
+    w.m_proj = walk.matrix("m_proj.weight", {HV, D});
+  }
   w.e_proj = walk.matrix("e_proj.weight", {HV, D});
+  if (mixed) {
+    w.n_proj = walk.matrix("n_proj.weight", {HV, D}, Init::kZeros);
+  }
   convolutions(walk, o, w.qkv);
   w.output = output(walk, o, D, o.gate, o.gate_rank);
   return {o, w};

@@ -91,6 +91,23 @@ void parse_layers(Keys& keys, Config& c, MixerKind mixer, int64_t default_count)
   sub.finish();
 }
 
+// Keys of this program alone, whose defaults are the published layer (docs/momentum.md).
+void parse_momentum_study(Keys& keys, layers::MomentumDeltaNetOptions& m) {
+  using layers::MomentumKind;
+  const bool momentum = keys.boolean("use_momentum", true);
+  const std::string kind =
+      keys.string("momentum_kind", "heavy_ball", {"heavy_ball", "nesterov", "quasi_hyperbolic"});
+  MDN_CHECK(momentum || !keys.has("momentum_kind"),
+            "{}: use_momentum is false, so momentum_kind '{}' has nothing to act on", keys.place(),
+            kind);
+  m.momentum = !momentum                    ? MomentumKind::kNone
+               : kind == "nesterov"         ? MomentumKind::kNesterov
+               : kind == "quasi_hyperbolic" ? MomentumKind::kQuasiHyperbolic
+                                            : MomentumKind::kHeavyBall;
+  m.alpha_cap = keys.boolean("use_alpha_cap", true);
+  m.beta_cap = keys.boolean("use_beta_cap", true);
+}
+
 void parse_momentum_deltanet(Keys& keys, Config& c) {
   parse_common(keys, c);
   parse_mlp(keys, c);
@@ -111,6 +128,7 @@ void parse_momentum_deltanet(Keys& keys, Config& c) {
   const double tau_factor = keys.number("tau_factor", 1.0, 1.0, 1e12);
   m.tau = std::sqrt(static_cast<double>(c.hidden_size) / tau_factor);
   keys.accept("allow_neg_eigval");  // published, and ignored by the published layer
+  parse_momentum_study(keys, m);
   parse_layers(keys, c, MixerKind::kMomentumDeltaNet, 21);
 }
 

@@ -16,7 +16,7 @@ Decoder::Decoder(Config config, Parameters parameters, std::optional<at::ScalarT
       compute_type_(compute_type.value_or(weights_.embeddings.scalar_type())) {}
 
 at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& sequences,
-                           DecoderState* state) const {
+                           DecoderState* state, const LayerObserver& observe) const {
   MDN_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.numel() > 0,
             "token ids must be [B, T] int64 with at least one token");
   at::Tensor x =
@@ -29,6 +29,9 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
   };
   for (size_t i = 0; i < weights_.blocks.size(); ++i) {
     const Block& block = weights_.blocks[i];
+    if (observe) {
+      observe(i, x);
+    }
     x = x + layers::mix(block.mixer, normed(block.attn_norm), sequences,
                         state ? &state->layers[i] : nullptr);
     if (block.mlp_norm.defined()) {

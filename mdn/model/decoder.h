@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <vector>
@@ -22,6 +23,9 @@ struct DecoderState {
   int64_t position = 0;  // tokens read so far
 };
 
+/// Called before each layer with its index and the residual stream [B, T, D] that it reads.
+using LayerObserver = std::function<void(size_t layer, const at::Tensor& x)>;
+
 class Decoder {
  public:
   /// Binds the parameters by name; tensors are shared, so an optimiser that updates them in place
@@ -31,9 +35,9 @@ class Decoder {
           std::optional<at::ScalarType> compute_type = std::nullopt);
 
   /// Token ids [B, T] int64 -> final hidden states [B, T, D], normalised. With a state the tokens
-  /// continue it (inference only; not with packed sequences).
+  /// continue it (inference only; not with packed sequences). `observe` sees each layer's input.
   at::Tensor hidden(const at::Tensor& ids, const layers::Sequences& sequences = {},
-                    DecoderState* state = nullptr) const;
+                    DecoderState* state = nullptr, const LayerObserver& observe = {}) const;
 
   /// Hidden states [..., D] -> logits [..., vocab], in the model's dtype.
   at::Tensor logits(const at::Tensor& hidden) const;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <optional>
@@ -52,6 +53,17 @@ at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_
 /// Whether the float32 CPU kernels of the small operators (short_conv, rms_norm, swiglu) take x.
 inline bool use_cpu_kernel(const at::Tensor& x) {
   return x.is_cpu() && x.scalar_type() == at::kFloat;
+}
+
+/// Whether the CUDA kernels of the small operators take x's type and device.
+inline bool use_cuda_kernel(const at::Tensor& x) {
+  const at::ScalarType type = x.scalar_type();
+  return x.is_cuda() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
+}
+
+/// Memory for a kernel, on x's device.
+inline at::Tensor workspace_like(const at::Tensor& x, size_t bytes) {
+  return at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
 }
 
 /// Throws when a backward pass is itself being recorded: no operator here has second derivatives.
