@@ -1,5 +1,6 @@
 """Carries out runs with the program mdn: training, evaluation, one JSON record each."""
 
+import hashlib
 import json
 import os
 import re
@@ -85,6 +86,10 @@ class DeviceMemory:
             self.peak = max(self.peak, self._read() - self.before)
 
 
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def last_line(text: str) -> str:
     lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
     return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", lines[-1]).strip() if lines else ""
@@ -160,7 +165,8 @@ def carry_out(program: Program, run: Run, size: Size, device: str, work: str, co
     record = {
         "format": RECORD_FORMAT, "version": RECORD_VERSION, "name": run.name, "model": run.model, "task": run.task,
         "width": run.width, "seed": run.seed, "parameters": run.parameters, "key": recipe_key(run, device),
-        "train_file": train_file, "hardware": hardware(device), "status": "done",
+        "train_file": train_file, "data_manifest_sha256": sha256_of(program.root / run.data / "manifest.json"),
+        "hardware": hardware(device), "status": "done",
     }
     log = folder / "log.txt"
     try:

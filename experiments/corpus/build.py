@@ -163,7 +163,7 @@ def make_shards(out: Path, mdn: str, tokenizer: str, name: str, manifest: dict) 
                     "--split", "document", "--val-fraction", str(FRACTION), "--seed", str(SEED), "--replace"],
                    check=True)
     shards = json.loads((out / name / "manifest.json").read_text())
-    documents = sum(shard["documents"] for shard in shards["val"]["shards"])
+    documents = shards["splits"]["val"]["documents"]
     if documents != manifest["held_out_documents"]:
         raise SystemExit(f"{out / name}: mdn data holds out {documents} documents, this script "
                          f"{manifest['held_out_documents']}")

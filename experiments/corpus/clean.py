@@ -19,6 +19,7 @@ LONG_LINE = 40
 SHORT_SHARE = 0.3  # a shorter paragraph in more of a package's documents than this is a menu
 COPIED = 150  # characters of a paragraph that may stand in the corpus once
 STOP_SHARE = 0.15  # of words that the commonest ones must make up: less is a table, code or another language
+SAMPLE = 20_000
 STOP_WORDS = frozenset("""the of and to a in is it for that be on with as by this are or not an if can from
 at you will has have which when was but its all one may must used use i he his they we""".split())
 WORD = re.compile(r"\w+")
@@ -55,6 +56,8 @@ def without_boilerplate(documents: list[str]) -> list[str]:
 
 
 def is_english_prose(text: str) -> bool:
+    """Judged by the first SAMPLE characters."""
+    text = text[:SAMPLE]
     words = WORD.findall(text.lower())
     letters = sum(map(str.isalpha, text)) + text.count(" ")
     return (
@@ -82,6 +85,15 @@ class ParagraphFilter:
         return "\n\n".join(kept)
 
 
+class WordHashes(dict):
+    """64 bits a word, computed once."""
+
+    def __missing__(self, word: str) -> int:
+        value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        self[word] = value
+        return value
+
+
 class NearDuplicates:
     """Tells which documents resemble an earlier one."""
 
@@ -92,26 +104,19 @@ class NearDuplicates:
         random = np.random.default_rng(5)
         self.factors = random.integers(0, 2**63, self.VALUES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self.offsets = random.integers(0, 2**63, self.VALUES, dtype=np.uint64)
-        self.hashes: dict[str, int] = {}
+        self.hashes = WordHashes()
         self.signatures: list[np.ndarray] = []
         self.buckets: dict[bytes, list[int]] = {}
 
     def signature(self, text: str) -> np.ndarray:
         words = WORD.findall(text.lower())
-        hashes = np.fromiter(map(self._hash, words), dtype=np.uint64, count=len(words))
+        hashes = np.array([self.hashes[word] for word in words], dtype=np.uint64)
         count = max(1, len(words) - self.SHINGLE + 1)
         shingles = np.zeros(count, dtype=np.uint64)
         for j in range(min(self.SHINGLE, len(words))):
             shingles = (shingles ^ hashes[j : j + count]) * np.uint64(0x9E3779B97F4A7C15)
             shingles ^= shingles >> np.uint64(29)
         return np.array([(shingles * a + b).min() for a, b in zip(self.factors, self.offsets)])
-
-    def _hash(self, word: str) -> int:
-        value = self.hashes.get(word)
-        if value is None:
-            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            self.hashes[word] = value
-        return value
 
     def is_new(self, text: str) -> bool:
         """False when an earlier new document is similar; otherwise the text is remembered."""

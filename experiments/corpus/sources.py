@@ -70,8 +70,6 @@ SOURCES = [
     Source("gnome-user-docs", "mallard", r"/help/C/.*\.page$"),
     html("libreoffice-help-en-us", "/text/"),
     html("gimp-help-en"),
-    html("lilypond-doc-html", r"/Documentation/(notation|learning|usage|essay|extending|contributor|changes|web"
-         r"|music-glossary)/", "-big-page|/snippets"),
     html("openafs-doc"),
     html("shorewall-doc"),
     html("zsh-doc"),
@@ -82,7 +80,6 @@ SOURCES = [
     # Servers and databases.
     html("postgresql-doc-15"),
     html("sqlite3-doc"),
-    html("db5.3-doc", "", "/(csharp|java)/"),
     html("apache2-doc", r"/manual/en/"),
     html("exim4-doc-html"),
     html("postfix-doc"),
@@ -100,19 +97,13 @@ SOURCES = [
     Source("perl-doc", "pod", r"\.pod$", r"/perl\d+delta|/perltoc|/perl(cn|jp|ko|tw)\."),
     html("rust-doc", r"/html/(book|reference|nomicon|rust-by-example|cargo|edition-guide|rustc|rustdoc"
          r"|embedded-book|unstable-book|std|error-index|error_codes)", r"/std/(arch|simd|os)/|print\.html"),
-    html("erlang-doc", "", r"/wx-|\.src\.html"),
     html("nodejs-doc"),
-    html("cppreference-doc-en-html"),
-    html("openjdk-17-doc"),
     html("clang-14-doc"),
     html("llvm-14-doc"),
     html("cmake-doc"),
-    html("ghc-doc", "/users_guide/"),
     html("swi-prolog-doc"),
     html("mit-scheme-doc"),
     html("sbcl-doc"),
-    html("libboost1.74-doc"),
-    html("qtbase5-doc-html"),
     html("libgtk-3-doc"),
     html("libglib2.0-doc"),
     html("python-django-doc"),
@@ -126,5 +117,4 @@ SOURCES = [
     html("octave-doc"),
     html("maxima-doc"),
     html("gap-doc", "", r"chap\w+_mj\.html|chooser"),
-    html("python-sympy-doc"),
 ]
