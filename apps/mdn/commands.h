@@ -11,5 +11,6 @@ void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);
 void add_verify(CLI::App& program);
 void add_info(CLI::App& program);
+void add_inspect(CLI::App& program);
 
 }  // namespace mdn::app

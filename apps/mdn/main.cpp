@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
   mdn::app::add_generate(program);
   mdn::app::add_verify(program);
   mdn::app::add_info(program);
+  mdn::app::add_inspect(program);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
