@@ -134,8 +134,9 @@ def test_gradients_of_one_output_only(dtype, missing):
         return (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
 
     a = torch.autograd.grad(loss(mdn.kimi_delta_rule(**ours, l2norm=True)), list(ours.values()))
-    b = torch.autograd.grad(loss(recurrence(**theirs, l2norm=True)), list(theirs.values()),
-                            materialize_grads=True)
+    b = torch.autograd.grad(
+        loss(recurrence(**theirs, l2norm=True)), list(theirs.values()), materialize_grads=True
+    )
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for name, u, w in zip(x, a, b, strict=True):
         assert (u - w).norm() <= tolerance * (1 + w.norm()), name
@@ -167,23 +168,23 @@ def form(options):
 
 @pytest.mark.parametrize("options", FORMS)
 def test_opcheck(options):
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.mdn.kimi_delta_rule, (), differentiable(form(options)),
-                          test_utils=tests)
+    torch.library.opcheck(torch.ops.mdn.kimi_delta_rule.default, (), differentiable(form(options)))
     x = form(options)
-    forward = torch.ops.mdn.kimi_delta_rule_forward
+    forward = torch.ops.mdn.kimi_delta_rule_forward.default
     for save in (False, True):
-        torch.library.opcheck(forward, (), {**x, "save": save},
-                              test_utils=("test_schema", "test_faketensor"))
-    o, _, saved = forward(**x, save=True)
-    torch.library.opcheck(torch.ops.mdn.kimi_delta_rule_backward, (saved, torch.ones_like(o), None),
-                          x, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(forward, (), {**x, "save": save})
+    o, S, saved = forward(**x, save=True)
+    for d_S in (torch.ones_like(S), None):
+        torch.library.opcheck(
+            torch.ops.mdn.kimi_delta_rule_backward.default, (saved, torch.ones_like(o), d_S), x
+        )
 
 
 def test_opcheck_step():
     x = [value[:, 0] for value in make(T=1, dtype=torch.float32).values()]
-    torch.library.opcheck(torch.ops.mdn.kimi_delta_rule_step, (*x, torch.zeros(2, 4, 5, 3)),
-                          test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.mdn.kimi_delta_rule_step.default, (*x, torch.zeros(2, 4, 5, 3))
+    )
 
 
 @pytest.mark.parametrize("options", FORMS)

@@ -8,6 +8,7 @@ import time
 from train_runs import MDN, check_whole, checkpoints, content, make_data, mdn, write_config
 
 KILLS = 20
+STEPS = 200
 TEXT = "What's past is prologue; what to come, in yours and my discharge.\n" * 60
 
 
@@ -18,7 +19,7 @@ def newest(out):
 
 def test_twenty_kills_lose_no_checkpoint_and_no_bit(tmp_path):
     make_data(tmp_path, TEXT)
-    config = write_config(tmp_path, max_steps=600, checkpoint_every=1, keep=2, log_every=7)
+    config = write_config(tmp_path, max_steps=STEPS, checkpoint_every=1, keep=2, log_every=1)
     straight = tmp_path / "straight"
     done = mdn("train", config, "--out", straight)
     assert done.returncode == 0, done.stderr
@@ -31,15 +32,20 @@ def test_twenty_kills_lose_no_checkpoint_and_no_bit(tmp_path):
     while kills < KILLS:
         before = newest(out)
         # A checkpoint a step: most of a run's time is spent writing one. Every third kill falls
-        # into the start (libraries, data, resuming), the others into training.
+        # into the start (libraries, data, resuming), the others into training, after a few steps and
+        # a part of one: counted in steps, so that a slow machine does not see longer runs.
         process = subprocess.Popen(
             [MDN, "train", str(config), "--resume"], stdout=subprocess.PIPE, text=True
         )
-        if kills % 3 != 0:
+        if kills % 3 == 0:
+            time.sleep(chance.uniform(0, 0.25))
+        else:
+            steps = chance.randrange(1, 6)
             for line in process.stdout:
-                if "resuming" in line or "starting" in line:
+                steps -= line.lstrip().startswith("step")
+                if steps == 0:
                     break
-        time.sleep(chance.uniform(0, 0.25))
+            time.sleep(chance.uniform(0, 0.02))
         process.kill()
         finished += process.wait() == 0
         assert finished == 0, "the run ended before it was killed often enough"
