@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from .parameters import count
 
 TOLERANCE = 0.02
+BYTES = 256  # ids that mdn synth's data has at least
 GRAIN = 8  # inner sizes are multiples of it, as tensor cores need
 
 
@@ -86,7 +87,6 @@ class Synthetic:
     evaluate: list[str]
     shapes: list[Shape]
     training: Training
-    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int
     """Zoology's settings: pairs and lengths of training, more lengths in evaluation."""
     settings = [s for s in ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256)) if s[1] <= longest]
     tests = [s for s in ((4, 64), (8, 64), (16, 64), (32, 128), (64, 256)) if s[1] <= longest]
-    vocab = 8192 if longest >= 256 else 256
+    vocab = 8192 if longest >= 256 else BYTES
     return Synthetic(
         "mqar",
         [(f"mqar:pairs={pairs},length={length},vocab={vocab}", examples) for pairs, length in settings],
@@ -115,16 +115,15 @@ def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int
         [Shape(w, 2, 4, vocab, head_dim=min(64, w // 2), state_size=min(64, w // 2), mamba2_head_dim=min(64, w),
                attention_head_dim=min(64, w // 2)) for w in widths],
         Training(tokens, rows, longest, 2e-3),
-        vocab,
     )
 
 
 def _state(name: str, width: int, tokens: int, examples: int, rows: int, length: int) -> Synthetic:
-    spec = f"{name}:length={length},vocab=128"
+    spec = f"{name}:length={length},vocab={BYTES}"
     return Synthetic(name, [(spec, examples)], [spec + ",extrapolate=4"],
-                     [Shape(width, 2, 4, 128, head_dim=min(64, width // 2), state_size=min(64, width // 2),
+                     [Shape(width, 2, 4, BYTES, head_dim=min(64, width // 2), state_size=min(64, width // 2),
                             mamba2_head_dim=min(64, width), attention_head_dim=min(64, width // 2))],
-                     Training(tokens, rows, length, 1e-3), 128)
+                     Training(tokens, rows, length, 1e-3))
 
 
 CLOSEST = {"mdn": 2, "gdn": 2, "comba": 2, "kda": 2}
@@ -143,9 +142,9 @@ SIZES = {
         Shape(384, 8, 16, 16_384),
         Training(50_000_000, 32, 1024, 2e-3), "bpe16384",
         list(FAMILIES) + list(ABLATIONS) + list(HYBRIDS), CLOSEST,
-        [_mqar([64, 128], 20_000_000, 50_000, 256, 256), _state("parity", 128, 10_000_000, 100_000, 512, 64),
-         _state("s3", 128, 10_000_000, 100_000, 512, 64), _state("s5", 128, 10_000_000, 100_000, 512, 64)],
-        list(FAMILIES) + ["mdn_no_momentum", "mdn_nesterov"], [512, 1024, 2048], 200, 800_000,
+        [_mqar([64, 128], 40_000_000, 35_000, 64, 256), _state("parity", 128, 20_000_000, 320_000, 256, 64),
+         _state("s3", 128, 20_000_000, 320_000, 256, 64), _state("s5", 128, 20_000_000, 320_000, 256, 64)],
+        list(FAMILIES) + ["mdn_no_momentum"], [512, 1024, 2048], 200, 800_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
@@ -153,8 +152,8 @@ SIZES = {
         Training(200_000_000, 64, 1024, 1.5e-3), "bpe16384",
         list(FAMILIES) + list(ABLATIONS) + list(HYBRIDS),
         {name: 3 for name in FAMILIES} | {name: 2 for name in (*ABLATIONS, *HYBRIDS)},
-        [_mqar([64, 128, 256], 50_000_000, 100_000, 256, 256), _state("parity", 128, 50_000_000, 500_000, 512, 64),
-         _state("s3", 128, 50_000_000, 500_000, 512, 64), _state("s5", 128, 50_000_000, 500_000, 512, 64)],
+        [_mqar([64, 128, 256], 200_000_000, 160_000, 64, 256), _state("parity", 128, 50_000_000, 800_000, 256, 64),
+         _state("s3", 128, 50_000_000, 800_000, 256, 64), _state("s5", 128, 50_000_000, 800_000, 256, 64)],
         list(FAMILIES) + ["mdn_no_momentum", "mdn_nesterov", "mdn_quasi_hyperbolic"],
         [512, 1024, 2048, 4096], 500, 450_000,
     ),
@@ -233,6 +232,7 @@ class Run:
             "rows": self.training.rows,
             "length": self.training.length,
             "accumulate": self.training.accumulate,
+            "order": "packed" if self.task == "lm" else "documents",
             "max_steps": steps,
             "learning_rate": self.training.learning_rate,
             "beta1": 0.9,

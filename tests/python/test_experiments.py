@@ -54,6 +54,18 @@ def test_runs_of_a_task_have_equal_parameters_tokens_and_recipe(size):
 
 
 @pytest.mark.parametrize("size", plan.SIZES)
+def test_made_up_tasks_have_data_for_their_rows(size):
+    """Rows are whole examples, and beyond the tiny size no example comes twice."""
+    for task in plan.SIZES[size].synthetic:
+        assert all(run.train_file("out", "cpu")["order"] == "documents" for run in plan.make_plan(size)
+                   if run.task == task.name)
+        lengths = [int(re.search(r"length=(\d+)", spec)[1]) for spec, _ in task.train]
+        assert max(lengths) == task.training.length
+        if size != "tiny":
+            assert task.training.steps * task.training.rows <= sum(examples for _, examples in task.train)
+
+
+@pytest.mark.parametrize("size", plan.SIZES)
 def test_every_architecture_and_the_closest_pair_are_there(size):
     runs = [run for run in plan.make_plan(size) if run.task == "lm"]
     assert {run.config["model_type"] for run in runs} == {
