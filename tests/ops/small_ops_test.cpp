@@ -69,6 +69,23 @@ TEST(ShortConv, PackedSequencesStartAfresh) {
       [&](const auto& x) { return short_conv(x[0], x[1], cu); }, 300);
 }
 
+TEST(ShortConv, ABiasIsAddedBeforeTheSilu) {
+  const at::Tensor x = random({2, 9, 5}), w = random({5, 1, 4}), b = random({5});
+  // A convolution whose every tap is 0 leaves silu(bias).
+  const at::Tensor y = short_conv(x, at::zeros_like(w), std::nullopt, b);
+  EXPECT_TRUE(at::allclose(y, at::silu(b).expand_as(y)));
+  // A bias of 0 is none; the fused kernel and ATen round differently.
+  expect_close(short_conv(x, w, std::nullopt, at::zeros_like(b)),
+               short_conv(x, w, std::nullopt).to(at::kDouble), 4, "no bias");
+  const at::Tensor cu = at::tensor(std::vector<int64_t>{0, 4, 4, 9}, at::kLong);
+  const at::Tensor row = x.narrow(0, 0, 1);
+  const at::Tensor apart = at::cat({short_conv(row.narrow(1, 0, 4), w, std::nullopt, b),
+                                    short_conv(row.narrow(1, 4, 5), w, std::nullopt, b)},
+                                   1);
+  expect_close(short_conv(row, w, cu, b), apart.to(at::kDouble), 4, "packed");
+  EXPECT_THROW(short_conv(x, w, std::nullopt, random({4})), Error);
+}
+
 TEST(RmsNorm, MatchesATen) {
   // D = 1 is left out: there y = ±weight and the gradient of x is all cancellation.
   for (int64_t D : {2, 7, 8, 64, 100, 257}) {

@@ -237,7 +237,7 @@ def test_errors_name_the_argument(case):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"S": torch.zeros(2, 4, 3, 5).double().mT}, "S is updated in place and must be contiguous"),
+        ({"S": torch.zeros(2, 4, 3, 5).double().mT}, "updated in place and must be contiguous"),
         ({"S": torch.zeros(2, 4, 5, 4).double()}, r"S is \[2, 4, 5, 4\]"),
         ({"S": torch.zeros(1, 4, 5, 3).double()}, "2 sequences but only 1 slots"),
         ({"slots": torch.tensor([0, 2])}, r"slots\[1\] is 2; there are 2 slots"),
