@@ -1,4 +1,5 @@
-// Times a decoder on this machine: a training step, prefill and single-token decode.
+// Times a decoder on this machine: forward and backward pass, prefill, and single-token decode as
+// `mdn generate` does it (generate/stepper.h) and by the decoder itself.
 //
 //   bench_model [CONFIG] [ROWS] [LENGTH]      default: the demo's model, 16 rows of 256 tokens
 //
@@ -16,6 +17,7 @@
 #include <functional>
 
 #include "mdn/core/threads.h"
+#include "mdn/generate/stepper.h"
 #include "mdn/model/decoder.h"
 
 namespace {
@@ -62,11 +64,11 @@ int main(int argc, char** argv) {
 
   const at::NoGradGuard no_grad;
   const double prefill = median_seconds(5, [&] { decoder.hidden(ids); });
+  constexpr int kTokens = 32;
   const auto decode = [&](int64_t batch) {
     model::DecoderState state = decoder.new_state();
     const at::Tensor token = ids.narrow(1, 0, 1).narrow(0, 0, 1).repeat({batch, 1});
     decoder.hidden(token, {}, &state);
-    constexpr int kTokens = 32;
     return median_seconds(10,
                           [&] {
                             for (int i = 0; i < kTokens; ++i) {
@@ -75,7 +77,19 @@ int main(int argc, char** argv) {
                           }) /
            kTokens;
   };
-  const double decode1 = decode(1), decode16 = decode(16);
+  generate::Stepper stepper(decoder);
+  const auto step_decode = [&](int64_t batch) {
+    model::DecoderState state = decoder.new_state();
+    const std::vector<int64_t> token(static_cast<size_t>(batch), ids[0][0].item<int64_t>());
+    decoder.hidden(ids.narrow(1, 0, 1).narrow(0, 0, 1).repeat({batch, 1}), {}, &state);
+    return median_seconds(10,
+                          [&] {
+                            for (int i = 0; i < kTokens; ++i) {
+                              stepper.step(token, state);
+                            }
+                          }) /
+           kTokens;
+  };
 
   const double tokens = static_cast<double>(rows * length);
   const double flop = 6.0 * static_cast<double>(weights) * tokens;
@@ -84,11 +98,18 @@ int main(int argc, char** argv) {
   fmt::print("| float32 matrix product 1024³ | {:.2f} ms | {:.0f} GFLOP/s |\n", gemm * 1e3,
              peak / 1e9);
   fmt::print(
-      "| training step, {} x {} | {:.1f} ms | {:.0f} tokens/s, {:.0f}% of the product's rate |\n",
+      "| forward + backward, {} x {} | {:.1f} ms | {:.0f} tokens/s, {:.0f}% of the product's rate "
+      "|\n",
       rows, length, step * 1e3, tokens / step, 100 * flop / step / peak);
   fmt::print("| prefill, {} x {} | {:.1f} ms | {:.0f} tokens/s |\n", rows, length, prefill * 1e3,
              tokens / prefill);
-  fmt::print("| decode, 1 sequence | {:.3f} ms | {:.0f} tokens/s |\n", decode1 * 1e3, 1 / decode1);
-  fmt::print("| decode, 16 sequences | {:.3f} ms | {:.0f} tokens/s |\n", decode16 * 1e3,
-             16 / decode16);
+  for (const int64_t batch : {1, 16}) {
+    const double by_stepper = step_decode(batch), by_decoder = decode(batch);
+    const auto rate = [&](double seconds) { return static_cast<double>(batch) / seconds; };
+    fmt::print(
+        "| decode, {} sequences, stepper of `mdn generate` | {:.3f} ms | {:.0f} tokens/s |\n",
+        batch, by_stepper * 1e3, rate(by_stepper));
+    fmt::print("| decode, {} sequences, Decoder::hidden | {:.3f} ms | {:.0f} tokens/s |\n", batch,
+               by_decoder * 1e3, rate(by_decoder));
+  }
 }

@@ -16,20 +16,14 @@ namespace {
 struct Options {
   std::string folder;
   DeviceOptions device;
-  double logits = 0, gradients = 0;  // 0: the dtype's default
+  std::optional<double> logits, gradients;  // absent: the dtype's default
   bool all = false;
 };
 
 void run(const Options& options) {
   const at::ScalarType type = options.device.type();
-  model::VerifyTolerances tolerances = model::default_tolerances(type);
-  if (options.logits > 0) {
-    tolerances.logits = options.logits;
-  }
-  if (options.gradients > 0) {
-    tolerances.gradients = tolerances.vectors = options.gradients;
-  }
-  const auto entries = model::verify(options.folder, type, options.device.device(), tolerances);
+  const model::GivenTolerances given{options.logits, options.gradients};
+  const auto entries = model::verify(options.folder, type, options.device.device(), given);
   fmt::print("{}  {} on {}\n", options.folder, options.device.dtype, options.device.name);
   size_t bad = 0, hidden = 0, shown_gradients = 0;
   constexpr size_t kShown = 8;  // gradients shown unless --all
@@ -66,8 +60,10 @@ void add_verify(CLI::App& program) {
       ->required()
       ->check(CLI::ExistingDirectory);
   add_device_options(*command, options->device);
-  command->add_option("--tolerance", options->logits, "allowed error of logits and loss");
-  command->add_option("--gradient-tolerance", options->gradients, "allowed error of gradients");
+  command->add_option("--tolerance", options->logits, "allowed error of logits and loss")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--gradient-tolerance", options->gradients, "allowed error of gradients")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--all", options->all, "list every gradient");
   command->footer("Example: mdn verify tests/data/goldens/mdn");
   command->callback([options] { run(*options); });

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "mdn/core/error.h"
+#include "mdn/io/hash.h"
 
 namespace mdn::generate {
 namespace {
@@ -56,27 +57,19 @@ c10::Device device_of(const model::Decoder& decoder) {
   return first_weight(decoder).device();
 }
 
-// A number that tells models apart: FNV-1a over every parameter's name, dtype and a few of its
-// elements.
-int64_t fingerprint(const model::Decoder& decoder) {
-  constexpr int64_t kElements = 8;
-  uint64_t hash = 0xcbf29ce484222325u;
-  const auto add = [&](const void* data, size_t size) {
-    const auto* bytes = static_cast<const unsigned char*>(data);
-    for (size_t i = 0; i < size; ++i) {
-      hash = (hash ^ bytes[i]) * 0x100000001b3u;
-    }
-  };
+// What tells models apart: SHA-256 over every parameter's name, dtype and elements, [32] uint8. All
+// of them, for fine-tuned models may differ in a few rows; it reads the weights once, as one
+// decoded token does.
+at::Tensor fingerprint(const model::Decoder& decoder) {
+  Sha256 hash;
   for (const model::Parameter& p : decoder.parameters().entries()) {
-    add(p.spec.name.data(), p.spec.name.size());
-    const auto type = static_cast<int>(p.value.scalar_type());
-    add(&type, sizeof(type));
-    const at::Tensor flat = p.value.detach().reshape({-1});
-    const int64_t stride = std::max<int64_t>(1, flat.size(0) / kElements);
-    const at::Tensor some = flat.slice(0, 0, std::nullopt, stride).to(at::kCPU, at::kDouble);
-    add(some.contiguous().const_data_ptr(), some.nbytes());
+    hash.update(p.spec.name);
+    hash.update(c10::toString(p.value.scalar_type()));
+    const at::Tensor values = p.value.detach().cpu().contiguous();
+    hash.update(std::span(static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()));
   }
-  return static_cast<int64_t>(hash);
+  const auto digest = hash.digest();
+  return at::tensor(at::ArrayRef<uint8_t>(digest.data(), digest.size()), at::kByte);
 }
 
 }  // namespace
@@ -135,7 +128,7 @@ void read(const model::Decoder& decoder, Context& context, std::span<const int64
 namespace {
 
 // Names of what a state file carries beside the decoder's state.
-constexpr const char* kModel = "context.model";      // [1] int64: fingerprint of the weights
+constexpr const char* kModel = "context.model";      // [32] uint8: fingerprint of the weights
 constexpr const char* kPending = "context.pending";  // [1] int64
 constexpr const char* kSeen = "context.seen";        // [tokens] int32
 constexpr const char* kRandom = "context.random";    // [3] int64: seed, stream, drawn
@@ -153,7 +146,7 @@ void save_context(const std::filesystem::path& path, const Context& context,
                                        static_cast<int64_t>(context.random.drawn)};
   const std::vector<int64_t> pending = {context.pending};
   model::save_state(path, context.state, decoder.config(),
-                    {{kModel, at::tensor(std::vector<int64_t>{fingerprint(decoder)}, at::kLong)},
+                    {{kModel, fingerprint(decoder)},
                      {kPending, at::tensor(pending, at::kLong)},
                      {kSeen, ids},
                      {kRandom, at::tensor(random, at::kLong)}});
@@ -173,7 +166,7 @@ Context load_context(const std::filesystem::path& path, const model::Decoder& de
     return found->second;
   };
   const std::string where = path.string();
-  MDN_CHECK(take(kModel, at::kLong, 1).const_data_ptr<int64_t>()[0] == fingerprint(decoder),
+  MDN_CHECK(at::equal(take(kModel, at::kByte, 32), fingerprint(decoder)),
             "{}: the state of a model with other weights (or in another --dtype); it can only be "
             "continued by the model that made it",
             where);

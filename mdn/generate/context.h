@@ -35,7 +35,7 @@ inline constexpr int64_t kReadTokens = 4096;
 
 /// A state file (model::save_state) with the rest of the context in it. Throws for an empty
 /// context; loading for the file of another configuration, of other weights or another dtype (told
-/// by a fingerprint), and for one that has no context or token ids outside the vocabulary.
+/// by a hash of all weights), and for one that has no context or token ids outside the vocabulary.
 void save_context(const std::filesystem::path& path, const Context& context,
                   const model::Decoder& decoder);
 Context load_context(const std::filesystem::path& path, const model::Decoder& decoder);
