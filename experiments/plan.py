@@ -68,6 +68,7 @@ class Training:
     length: int
     learning_rate: float
     accumulate: int = 1
+    final_eval_tokens: int = 0  # 0: the whole held-out split
 
     @property
     def steps(self) -> int:
@@ -100,6 +101,7 @@ class Size:
     synthetic_models: list[str]
     needles: list[int]  # lengths
     examples: int  # of each evaluation that is made up
+    limit: int  # of documents that losses are measured on; 0: all held out
     assumed_rate: float  # tokens/s of the Transformer, for estimates before there are measured ones
 
 
@@ -132,10 +134,10 @@ SIZES = {
     # Minutes on a CPU: shows that everything works, and nothing else.
     "tiny": Size(
         Shape(64, 2, 4, 256, head_dim=32, state_size=32, attention_head_dim=32),
-        Training(16_384, 8, 128, 3e-3), "bytes",
+        Training(16_384, 8, 128, 3e-3, final_eval_tokens=8192), "bytes",
         list(FAMILIES) + ["mdn_no_momentum"], {"mdn": 2, "gdn": 2},
         [_mqar([32], 16_384, 200, 16, 64), _state("parity", 32, 16_384, 200, 16, 32)], ["mdn", "gdn"],
-        [512], 8, 20_000,
+        [512], 8, 8, 20_000,
     ),
     # One H100, 25 minutes.
     "small": Size(
@@ -144,7 +146,7 @@ SIZES = {
         list(FAMILIES) + list(ABLATIONS) + list(HYBRIDS), CLOSEST,
         [_mqar([64, 128], 40_000_000, 35_000, 64, 256), _state("parity", 128, 20_000_000, 320_000, 256, 64),
          _state("s3", 128, 20_000_000, 320_000, 256, 64), _state("s5", 128, 20_000_000, 320_000, 256, 64)],
-        list(FAMILIES) + ["mdn_no_momentum"], [512, 1024, 2048], 200, 800_000,
+        list(FAMILIES) + ["mdn_no_momentum"], [512, 1024, 2048], 200, 0, 800_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
@@ -155,7 +157,7 @@ SIZES = {
         [_mqar([64, 128, 256], 200_000_000, 160_000, 64, 256), _state("parity", 128, 50_000_000, 800_000, 256, 64),
          _state("s3", 128, 50_000_000, 800_000, 256, 64), _state("s5", 128, 50_000_000, 800_000, 256, 64)],
         list(FAMILIES) + ["mdn_no_momentum", "mdn_nesterov", "mdn_quasi_hyperbolic"],
-        [512, 1024, 2048, 4096], 500, 450_000,
+        [512, 1024, 2048, 4096], 500, 0, 450_000,
     ),
 }
 
@@ -247,7 +249,8 @@ class Run:
             "device": device,
             "dtype": "float32" if device == "cpu" else "bfloat16",
             "eval_every": max(1, steps // 10),
-            "eval_tokens": 262_144,
+            "eval_tokens": min(262_144, max(4096, self.training.seen // 40)),
+            "final_eval_tokens": self.training.final_eval_tokens,
             "log_every": max(1, steps // 200),
             "checkpoint_every": max(1, steps // 4),
             "keep": 1,
