@@ -6,6 +6,7 @@
 namespace mdn::app {
 
 void add_data(CLI::App& program);
+void add_synth(CLI::App& program);
 void add_train(CLI::App& program);
 void add_eval(CLI::App& program);
 void add_generate(CLI::App& program);

@@ -2,8 +2,8 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>
@@ -17,7 +17,6 @@
 #include "mdn/io/hash.h"
 #include "mdn/io/safetensors.h"
 #include "mdn/model/decoder.h"
-#include "mdn/tokenizer/utf8.h"
 
 namespace mdn::app {
 namespace {
@@ -47,8 +46,7 @@ double seconds_since(Clock::time_point start) {
 /// One line that is drawn over itself, on a terminal only.
 class Bar {
  public:
-  Bar(const std::string& name, const evaluate::Scorer& scorer)
-      : name_(name), scorer_(scorer), tokens_(scorer.tokens()) {}
+  explicit Bar(const std::string& name) : name_(name) {}
   ~Bar() {
     if (shown_) {
       fmt::print(stderr, "\r\x1b[K");
@@ -70,8 +68,6 @@ class Bar {
 
  private:
   std::string name_;
-  const evaluate::Scorer& scorer_;
-  int64_t tokens_;
   Clock::time_point start_ = Clock::now();
   Clock::time_point drawn_;
   bool shown_ = false;
@@ -147,7 +143,7 @@ void run(const Options& options, const std::vector<std::string>& command_line) {
 
   std::vector<evaluate::Result> results;
   for (const evaluate::TaskSpec& task : tasks) {
-    Bar bar(task.text(), scorer);
+    Bar bar(task.text());
     evaluate::Options how = options.evaluate;
     how.progress = [&bar](double done) { bar.show(done); };
     if (samples.is_open()) {

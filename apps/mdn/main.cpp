@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   program.require_subcommand(1);
   program.fallthrough(false);
   mdn::app::add_data(program);
+  mdn::app::add_synth(program);
   mdn::app::add_train(program);
   mdn::app::add_eval(program);
   mdn::app::add_generate(program);

@@ -81,6 +81,40 @@ void append_row(const RowTokens& row, int64_t count, bool separate, Batch& batch
   batch.cu_seqlens.push_back(base + batch.length);
 }
 
+/// Appends document d as a row, padded to batch.length.
+void append_document(const TokenSplit& split, int64_t d, Batch& batch) {
+  const int64_t first = split.document_start(d);
+  const int64_t count = split.document_start(d + 1) - first;
+  const size_t base = batch.inputs.size();
+  batch.inputs.resize(base + static_cast<size_t>(batch.length), 0);
+  batch.targets.resize(base + static_cast<size_t>(batch.length), kIgnoredTarget);
+  const auto inputs = std::span(batch.inputs).subspan(base, static_cast<size_t>(count));
+  const auto targets = std::span(batch.targets).subspan(base, static_cast<size_t>(count));
+  split.read(first, inputs);
+  if (split.has_targets()) {
+    split.read_targets(first, targets);
+  } else if (count > 0) {
+    std::copy(inputs.begin() + 1, inputs.end(), targets.begin());
+  }
+}
+
+/// That whole documents fit their rows, and that data with targets of its own comes in such rows.
+void check_rows(const TokenSplit& split, bool documents, int64_t length) {
+  if (!documents) {
+    MDN_CHECK(!split.has_targets(),
+              "the {} split has targets of its own, so every row must be a whole document: order "
+              "documents",
+              split.name());
+    return;
+  }
+  for (int64_t d = 0; d < split.documents(); ++d) {
+    const int64_t tokens = split.document_start(d + 1) - split.document_start(d);
+    MDN_CHECK(tokens <= length,
+              "the {} split: document {} has {} tokens, and a row of whole documents only {}",
+              split.name(), d, tokens, length);
+  }
+}
+
 }  // namespace
 
 int64_t Batch::predicted() const {
@@ -89,13 +123,18 @@ int64_t Batch::predicted() const {
 }
 
 const char* name_of(RowOrder order) {
-  return order == RowOrder::kPacked ? "packed" : "windows";
+  return order == RowOrder::kPacked    ? "packed"
+         : order == RowOrder::kWindows ? "windows"
+                                       : "documents";
 }
 
 RowOrder row_order_from_name(const std::string& name) {
-  MDN_CHECK(name == "packed" || name == "windows",
-            "an order of rows called '{}'; allowed are packed and windows", name);
-  return name == "packed" ? RowOrder::kPacked : RowOrder::kWindows;
+  for (const auto order : {RowOrder::kPacked, RowOrder::kWindows, RowOrder::kDocuments}) {
+    if (name == name_of(order)) {
+      return order;
+    }
+  }
+  MDN_THROW("an order of rows called '{}'; allowed are packed, windows and documents", name);
 }
 
 Json Position::to_json() const {
@@ -111,7 +150,7 @@ Position Position::from_json(const JsonObject& json) {
   position.row = json.integer("row", 0);
   position.seed = json.integer("seed", 0);
   position.length = json.integer("length", 1);
-  position.order = json.string("order", {"packed", "windows"});
+  position.order = json.string("order", {"packed", "windows", "documents"});
   position.separate_documents = json.boolean("separate_documents");
   position.data = json.string("data");
   return position;
@@ -125,10 +164,13 @@ Batches::Batches(const TokenSplit& split, const BatchOptions& options)
             "windows of {} tokens and the one after them do not fit the {} tokens of the {} split; "
             "use shorter ones or packed rows",
             options.length, split.tokens(), split.name());
-  if (options.order == RowOrder::kWindows) {
-    options_.separate_documents = false;
+  check_rows(split, options.order == RowOrder::kDocuments, options.length);
+  if (options.order != RowOrder::kPacked) {
+    options_.separate_documents = false;  // no boundaries within a row
   }
-  rows_per_epoch_ = divide_up(split.tokens(), options.length);
+  rows_per_epoch_ = options.order == RowOrder::kDocuments
+                        ? split.documents()
+                        : divide_up(split.tokens(), options.length);
 }
 
 Position Batches::position() const {
@@ -174,7 +216,15 @@ Batch Batches::next() {
       ++row_;
       continue;
     }
-    append_packed_row(batch);
+    if (options_.order == RowOrder::kDocuments) {
+      if (opened_epoch_ != epoch_) {
+        rows_ = Permutation(rows_per_epoch_, derive_key(options_.seed, kDocumentOrder, epoch_));
+        opened_epoch_ = epoch_;
+      }
+      append_document(split_, rows_(row_), batch);
+    } else {
+      append_packed_row(batch);
+    }
     if (++row_ == rows_per_epoch_) {
       row_ = 0;
       ++epoch_;
@@ -262,7 +312,12 @@ EvaluationBatches::EvaluationBatches(const TokenSplit& split, const Options& opt
   check_options(split, options.rows, options.length);
   MDN_CHECK(options.max_tokens >= 0,
             "at most {} tokens to evaluate; 0 means all, fewer is an error", options.max_tokens);
-  rows_in_split_ = divide_up(split.tokens(), options.length);
+  check_rows(split, options.documents, options.length);
+  if (options.documents) {
+    options_.separate_documents = false;
+  }
+  rows_in_split_ =
+      options.documents ? split.documents() : divide_up(split.tokens(), options.length);
   total_rows_ = options.max_tokens == 0
                     ? rows_in_split_
                     : std::min(rows_in_split_, divide_up(options.max_tokens, options.length));
@@ -279,6 +334,10 @@ bool EvaluationBatches::next(Batch& batch) {
     // floor(row * rows_in_split / total), in parts that do not pass 64 bits.
     const int64_t chosen =
         row_ * (rows_in_split_ / total_rows_) + row_ * (rows_in_split_ % total_rows_) / total_rows_;
+    if (options_.documents) {
+      append_document(split_, chosen, batch);
+      continue;
+    }
     const int64_t begin = chosen * options_.length;
     const int64_t count = std::min(options_.length, N - begin);
     const int64_t read = std::min(count + 1, N - begin);

@@ -1,11 +1,13 @@
 // Fixed-length rows of tokens for training, in an order that a seed decides and a few numbers
 // resume; and rows over a held-out split for evaluation.
 //
-// Two orders of training rows. `packed`: every epoch joins the documents in a new shuffled order,
+// Three orders of training rows. `packed`: every epoch joins the documents in a new shuffled order,
 // turns that ring of tokens to a new starting point, cuts it into rows and visits the rows in
 // another shuffled order. A document that does not end with its row continues in another one, so
 // each token is an input exactly once an epoch. `windows`: each row starts at a token drawn
-// uniformly, independently of all others, from the split read as one text.
+// uniformly, independently of all others, from the split read as one text. `documents`: each row is
+// one document, padded; every epoch visits them in another shuffled order. Data with targets of its
+// own is read so, since a document cut in two would ask for what was not given.
 //
 // Any row is computed from (seed, epoch, row) alone: by keyed permutations, not by shuffled arrays.
 // So a position is two numbers, resuming is immediate, and the same rows come whatever the rows a
@@ -21,9 +23,6 @@
 #include "mdn/io/json.h"
 
 namespace mdn::data {
-
-/// The target of a position where nothing is to be predicted; cross-entropy skips it.
-inline constexpr int64_t kIgnoredTarget = -100;
 
 /// B rows of T tokens.
 struct Batch {
@@ -41,16 +40,17 @@ struct Batch {
   int64_t predicted() const;
 };
 
-enum class RowOrder { kPacked, kWindows };
-const char* name_of(RowOrder order);                    // "packed", "windows"
-RowOrder row_order_from_name(const std::string& name);  // throws listing the two
+enum class RowOrder { kPacked, kWindows, kDocuments };
+const char* name_of(RowOrder order);                    // "packed", "windows", "documents"
+RowOrder row_order_from_name(const std::string& name);  // throws listing the three
 
 struct BatchOptions {
   RowOrder order = RowOrder::kPacked;
   int64_t rows = 8;      // B, >= 1
   int64_t length = 256;  // T, >= 1
   /// Packed rows: whether documents are kept apart by cu_seqlens and ignored targets. false joins
-  /// them: state, attention and predictions pass from one to the next. Windows are always joined.
+  /// them: state, attention and predictions pass from one to the next. Windows are always joined,
+  /// documents never.
   bool separate_documents = true;
   int64_t seed = 0;  // >= 0
 };
@@ -74,9 +74,10 @@ struct Position {
 /// Training batches without end. Not for use by two threads at once. `split` must outlive it.
 class Batches {
  public:
-  /// Throws when the split has no tokens, when windows do not fit (T + 1 tokens are needed), or on
-  /// options out of range. Packed rows longer than the split are padded: inputs 0 in a sequence of
-  /// their own (joined documents: at the row's end), targets ignored.
+  /// Throws when the split has no tokens, when windows do not fit (T + 1 tokens are needed), when a
+  /// document is longer than its row, when data with targets of its own is not read by documents,
+  /// or on options out of range. Packed rows longer than the split are padded: inputs 0 in a
+  /// sequence of their own (joined documents: at the row's end), targets ignored.
   Batches(const TokenSplit& split, const BatchOptions& options);
 
   Batch next();
@@ -86,7 +87,8 @@ class Batches {
   /// The rows a batch may differ.
   void seek(const Position& position);
 
-  /// Packed: ceil(tokens / T). Windows have no epochs; the same number stands for one.
+  /// Packed: ceil(tokens / T); documents: their number. Windows have no epochs; ceil(tokens / T)
+  /// stands for one.
   int64_t rows_per_epoch() const { return rows_per_epoch_; }
   const BatchOptions& options() const { return options_; }
 
@@ -120,6 +122,7 @@ class EvaluationBatches {
     int64_t length = 256;
     bool separate_documents = true;
     int64_t max_tokens = 0;  // 0: all; otherwise rounded up to whole rows
+    bool documents = false;  // each row is one document, padded
   };
   /// Throws when the split has no tokens, or on options out of range.
   EvaluationBatches(const TokenSplit& split, const Options& options);

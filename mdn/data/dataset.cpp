@@ -24,13 +24,14 @@ void check_count(const ShardView& shard, const char* what, int64_t found, int64_
 }
 
 /// A valid shard may still be another data set's, or an older one of the same name.
-void check_belongs(const ShardReader& reader, const ShardInfo& info, const Manifest& manifest) {
+void check_belongs(const ShardReader& reader, const ShardInfo& info, int64_t vocabulary,
+                   const Manifest& manifest) {
   const ShardView& shard = reader.view();
   const std::string tokenizer = hex_of(shard.format().tokenizer);
   MDN_CHECK(tokenizer == manifest.tokenizer_hash,
             "{}: was made with the tokenizer {}..., and {} names {}...", shard.name(),
             tokenizer.substr(0, 12), kManifestFile, manifest.tokenizer_hash.substr(0, 12));
-  check_count(shard, "vocabulary entries", shard.format().vocab_size, manifest.vocab_size);
+  check_count(shard, "vocabulary entries", shard.format().vocab_size, vocabulary);
   check_count(shard, "tokens", shard.tokens(), info.tokens);
   check_count(shard, "documents", shard.documents(), info.documents);
   check_count(shard, "bytes of text", shard.text_bytes(), info.text_bytes);
@@ -62,10 +63,18 @@ TokenSplit::TokenSplit(std::string name, const SplitInfo& info, const Manifest& 
   shards_.reserve(info.shards.size());
   for (const ShardInfo& shard : info.shards) {
     const ShardReader& reader = shards_.emplace_back(folder / shard.file, verify);
-    check_belongs(reader, shard, manifest);
+    check_belongs(reader, shard, vocab_size_, manifest);
     token_starts_.push_back(token_starts_.back() + shard.tokens);
     document_starts_.push_back(document_starts_.back() + shard.documents);
     digest.update(shard.checksum);
+    if (shard.has_targets()) {
+      const ShardReader& targets = targets_.emplace_back(folder / shard.targets_file, verify);
+      ShardInfo info_of_targets = shard;
+      info_of_targets.file_bytes = shard.targets_file_bytes;
+      info_of_targets.checksum = shard.targets_checksum;
+      check_belongs(targets, info_of_targets, vocab_size_ + 1, manifest);
+      digest.update(shard.targets_checksum);
+    }
   }
   digest_ = digest.hex();
 }
@@ -88,13 +97,24 @@ int64_t TokenSplit::document_of(int64_t at) const {
 }
 
 void TokenSplit::read(int64_t first, std::span<int64_t> out) const {
+  read_from(shards_, first, out);
+}
+
+void TokenSplit::read_targets(int64_t first, std::span<int64_t> out) const {
+  MDN_CHECK(has_targets(), "{} split: its tokens have no targets of their own", name_);
+  read_from(targets_, first, out);
+  std::replace(out.begin(), out.end(), vocab_size_, kIgnoredTarget);
+}
+
+void TokenSplit::read_from(const std::vector<ShardReader>& shards, int64_t first,
+                           std::span<int64_t> out) const {
   MDN_CHECK(first >= 0 && first <= tokens() && static_cast<int64_t>(out.size()) <= tokens() - first,
             "{} split: {} tokens from {} on are asked for; it has {}", name_, out.size(), first,
             tokens());
   while (!out.empty()) {
     const size_t shard = shard_at(token_starts_, first);
     const auto take = std::min(out.size(), static_cast<size_t>(token_starts_[shard + 1] - first));
-    shards_[shard].view().read(first - token_starts_[shard], out.first(take));
+    shards[shard].view().read(first - token_starts_[shard], out.first(take));
     first += static_cast<int64_t>(take);
     out = out.subspan(take);
   }

@@ -14,6 +14,9 @@
 
 namespace mdn::data {
 
+/// The target of a position where nothing is to be predicted; cross-entropy skips it.
+inline constexpr int64_t kIgnoredTarget = -100;
+
 /// The documents of one split, end to end in the order they were prepared: a stream of tokens() ids
 /// in [0, vocab_size). Reading is safe from several threads.
 class TokenSplit {
@@ -35,16 +38,24 @@ class TokenSplit {
   /// id is not in the vocabulary (a corrupt shard opened with Verify::kStructure).
   void read(int64_t first, std::span<int64_t> out) const;
 
+  /// Whether the tokens have targets of their own, instead of the token after each.
+  bool has_targets() const { return !targets_.empty(); }
+  /// Copies the targets of tokens [first, first + out.size()): tokens or kIgnoredTarget.
+  void read_targets(int64_t first, std::span<int64_t> out) const;
+
  private:
   friend class TokenDataset;
   TokenSplit(std::string name, const SplitInfo& info, const Manifest& manifest,
              const std::filesystem::path& folder, Verify verify);
+  void read_from(const std::vector<ShardReader>& shards, int64_t first,
+                 std::span<int64_t> out) const;
 
   std::string name_;
   std::string digest_;
   int64_t text_bytes_ = 0;
   int64_t vocab_size_ = 0;
   std::vector<ShardReader> shards_;
+  std::vector<ShardReader> targets_;      // empty, or one for each shard
   std::vector<int64_t> token_starts_;     // [shards + 1]: each shard's first token in the stream
   std::vector<int64_t> document_starts_;  // [shards + 1]: each shard's first document
 };

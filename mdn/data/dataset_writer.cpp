@@ -1,8 +1,11 @@
 #include "mdn/data/dataset_writer.h"
 
+#include <algorithm>
 #include <system_error>
+#include <vector>
 
 #include "mdn/core/error.h"
+#include "mdn/data/dataset.h"
 #include "mdn/io/file.h"
 
 namespace mdn::data {
@@ -70,15 +73,21 @@ DatasetWriter::DatasetWriter(const fs::path& folder, const Options& options) : o
 
 DatasetWriter::~DatasetWriter() {
   if (!finished_) {
-    train_.shard.reset();
-    val_.shard.reset();
+    for (Split* split : {&train_, &val_}) {
+      split->shard.reset();
+      split->targets.reset();
+    }
     std::error_code ignored;
     fs::remove_all(partial_, ignored);
   }
 }
 
-void DatasetWriter::add(Split& split, std::span<const int32_t> tokens, int64_t text_bytes) {
+void DatasetWriter::add(Split& split, std::span<const int32_t> tokens, int64_t text_bytes,
+                        std::span<const int32_t> targets) {
   const auto count = static_cast<int64_t>(tokens.size());
+  MDN_CHECK(targets.size() == (options_.targets ? tokens.size() : 0),
+            "a document of {} tokens with {} targets; {}", count, targets.size(),
+            options_.targets ? "each token needs one" : "this data set has none");
   if (split.shard.has_value() && split.shard->tokens() > 0 &&
       split.shard->tokens() + count > options_.shard_tokens) {
     close(split);
@@ -87,8 +96,22 @@ void DatasetWriter::add(Split& split, std::span<const int32_t> tokens, int64_t t
     split.shard.emplace(
         partial_ / fmt::format("{}-{:05}{}", split.name, split.info.shards.size(), kShardExtension),
         options_.format);
+    if (options_.targets) {
+      ShardFormat format = options_.format;
+      ++format.vocab_size;
+      format.token_bytes = token_bytes_for(format.vocab_size);
+      split.targets.emplace(partial_ / fmt::format("{}-{:05}.targets{}", split.name,
+                                                   split.info.shards.size(), kShardExtension),
+                            format);
+    }
   }
   split.shard->add_document(tokens, text_bytes);
+  if (options_.targets) {
+    std::vector<int32_t> ids(targets.begin(), targets.end());
+    std::replace(ids.begin(), ids.end(), static_cast<int32_t>(kIgnoredTarget),
+                 static_cast<int32_t>(options_.format.vocab_size));
+    split.targets->add_document(ids, text_bytes);
+  }
   split.tokens += count;
 }
 
@@ -103,8 +126,14 @@ void DatasetWriter::close(Split& split) {
   info.tokens = split.shard->tokens();
   info.text_bytes = split.shard->text_bytes();
   info.file_bytes = split.shard->file_bytes();
-  split.info.shards.push_back(info);
   split.shard.reset();
+  if (split.targets.has_value()) {
+    info.targets_file = split.targets->path().filename().string();
+    info.targets_checksum = split.targets->finish();
+    info.targets_file_bytes = split.targets->file_bytes();
+    split.targets.reset();
+  }
+  split.info.shards.push_back(info);
 }
 
 void DatasetWriter::finish(Manifest& manifest) {

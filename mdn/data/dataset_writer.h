@@ -23,6 +23,9 @@ class DatasetWriter {
     /// A shard is closed before the document that would pass it. Documents are never divided, so a
     /// longer one has a longer shard for itself.
     int64_t shard_tokens = 100'000'000;
+    /// Whether documents come with targets of their own. These are written to shards beside those
+    /// of the tokens, with one more id, vocab_size, for kIgnoredTarget.
+    bool targets = false;
     /// Whether a data folder that is already there may be replaced (by finish(), at the end). One
     /// that holds anything else is never touched.
     bool replace = false;
@@ -33,11 +36,14 @@ class DatasetWriter {
   DatasetWriter(const DatasetWriter&) = delete;
   DatasetWriter& operator=(const DatasetWriter&) = delete;
 
-  void add_train(std::span<const int32_t> tokens, int64_t text_bytes) {
-    add(train_, tokens, text_bytes);
+  /// `targets`: one a token, a token or kIgnoredTarget; empty unless Options::targets.
+  void add_train(std::span<const int32_t> tokens, int64_t text_bytes,
+                 std::span<const int32_t> targets = {}) {
+    add(train_, tokens, text_bytes, targets);
   }
-  void add_val(std::span<const int32_t> tokens, int64_t text_bytes) {
-    add(val_, tokens, text_bytes);
+  void add_val(std::span<const int32_t> tokens, int64_t text_bytes,
+               std::span<const int32_t> targets = {}) {
+    add(val_, tokens, text_bytes, targets);
   }
   int64_t train_tokens() const { return train_.tokens; }
   int64_t val_tokens() const { return val_.tokens; }
@@ -53,16 +59,18 @@ class DatasetWriter {
     std::string name;
     SplitInfo info;
     std::optional<ShardWriter> shard;
+    std::optional<ShardWriter> targets;
     int64_t tokens = 0;
   };
-  void add(Split& split, std::span<const int32_t> tokens, int64_t text_bytes);
+  void add(Split& split, std::span<const int32_t> tokens, int64_t text_bytes,
+           std::span<const int32_t> targets);
   void close(Split& split);
 
   std::filesystem::path folder_;
   std::filesystem::path partial_;
   Options options_;
-  Split train_{.name = "train", .info = {}, .shard = {}, .tokens = 0};
-  Split val_{.name = "val", .info = {}, .shard = {}, .tokens = 0};
+  Split train_{.name = "train", .info = {}, .shard = {}, .targets = {}, .tokens = 0};
+  Split val_{.name = "val", .info = {}, .shard = {}, .targets = {}, .tokens = 0};
   bool finished_ = false;
 };
 

@@ -32,12 +32,17 @@ std::string hash_of(const JsonObject& object, std::string_view key) {
 OrderedJson split_json(const SplitInfo& split) {
   OrderedJson shards = OrderedJson::array();
   for (const ShardInfo& shard : split.shards) {
-    shards.push_back({{"file", shard.file},
-                      {"documents", shard.documents},
-                      {"tokens", shard.tokens},
-                      {"text_bytes", shard.text_bytes},
-                      {"file_bytes", shard.file_bytes},
-                      {"checksum", shard.checksum}});
+    OrderedJson& entry = shards.emplace_back(OrderedJson{{"file", shard.file},
+                                                         {"documents", shard.documents},
+                                                         {"tokens", shard.tokens},
+                                                         {"text_bytes", shard.text_bytes},
+                                                         {"file_bytes", shard.file_bytes},
+                                                         {"checksum", shard.checksum}});
+    if (shard.has_targets()) {
+      entry["targets"] = {{"file", shard.targets_file},
+                          {"file_bytes", shard.targets_file_bytes},
+                          {"checksum", shard.targets_checksum}};
+    }
   }
   return {{"documents", split.documents()},
           {"tokens", split.tokens()},
@@ -45,23 +50,36 @@ OrderedJson split_json(const SplitInfo& split) {
           {"shards", shards}};
 }
 
-ShardInfo shard_from(const JsonObject& json, std::set<std::string>& used) {
-  json.check_keys({"file", "documents", "tokens", "text_bytes", "file_bytes", "checksum"});
-  ShardInfo shard;
-  shard.file = json.string("file");
+std::string file_name_of(const JsonObject& json, std::set<std::string>& used) {
+  std::string file = json.string("file");
   // A name that leads out of the folder would open whatever it points to.
-  if (shard.file.empty() || shard.file.front() == '.' ||
-      shard.file.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
+  if (file.empty() || file.front() == '.' ||
+      file.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
     json.fail("file", "a file name without a folder");
   }
-  if (!used.insert(shard.file).second) {
+  if (!used.insert(file).second) {
     json.fail("file", "a name that no other shard has");
   }
+  return file;
+}
+
+ShardInfo shard_from(const JsonObject& json, std::set<std::string>& used) {
+  json.check_keys(
+      {"file", "documents", "tokens", "text_bytes", "file_bytes", "checksum", "targets"});
+  ShardInfo shard;
+  shard.file = file_name_of(json, used);
   shard.documents = json.integer("documents", 0, kMost);
   shard.tokens = json.integer("tokens", 0, kMost);
   shard.text_bytes = json.integer("text_bytes", 0, kMost);
   shard.file_bytes = json.integer("file_bytes", 0, kMost);
   shard.checksum = hash_of(json, "checksum");
+  if (json.has("targets")) {
+    const JsonObject targets = json.object("targets");
+    targets.check_keys({"file", "file_bytes", "checksum"});
+    shard.targets_file = file_name_of(targets, used);
+    shard.targets_file_bytes = targets.integer("file_bytes", 0, kMost);
+    shard.targets_checksum = hash_of(targets, "checksum");
+  }
   return shard;
 }
 
@@ -83,6 +101,8 @@ SplitInfo split_from(const JsonObject& json, std::set<std::string>& used) {
     const JsonObject entry(shards[i], fmt::format("{}: shard {}", json.place(), i));
     split.shards.push_back(shard_from(entry, used));
     const ShardInfo& shard = split.shards.back();
+    MDN_CHECK(shard.has_targets() == split.has_targets(),
+              "{}: some shards have targets of their own and some have not", json.place());
     most += std::max({shard.documents, shard.tokens, shard.text_bytes}) / 8;
     MDN_CHECK(most <= kMost / 8, "{}: counts of more than {} in total", json.place(), kMost);
   }

@@ -19,6 +19,11 @@ struct ShardInfo {
   int64_t text_bytes = 0;
   int64_t file_bytes = 0;
   std::string checksum;  // the shard trailer's, 64 hexadecimal digits
+  /// Of data with targets of its own: the shard of these, a target for each token; else empty.
+  std::string targets_file;
+  int64_t targets_file_bytes = 0;
+  std::string targets_checksum;
+  bool has_targets() const { return !targets_file.empty(); }
 };
 
 struct SplitInfo {
@@ -26,6 +31,8 @@ struct SplitInfo {
   int64_t documents() const;
   int64_t tokens() const;
   int64_t text_bytes() const;
+  /// Whether every shard has targets; read_manifest refuses a mixture.
+  bool has_targets() const { return !shards.empty() && shards.front().has_targets(); }
 };
 
 struct SourceInfo {

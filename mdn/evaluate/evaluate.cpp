@@ -1,14 +1,15 @@
 #include "mdn/evaluate/evaluate.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "mdn/core/error.h"
-#include "mdn/data/input_stream.h"
 #include "mdn/evaluate/needles.h"
 #include "mdn/evaluate/questions.h"
 #include "mdn/evaluate/synthetic.h"
 #include "mdn/evaluate/windows.h"
 #include "mdn/io/file.h"
+#include "mdn/io/hash.h"
 
 namespace mdn::evaluate {
 namespace {

@@ -28,7 +28,7 @@ class Source {
  public:
   virtual ~Source() = default;
   virtual bool next(Encoded& document) = 0;
-  virtual double done() const = 0;  // share that was read
+  virtual double done() = 0;  // share that was read
   /// Once everything was read or the limit reached.
   virtual void describe(OrderedJson& settings) = 0;
 };
@@ -61,9 +61,8 @@ class FileSource : public Source {
     }
     return true;
   }
-  double done() const override {
-    return static_cast<double>(const_cast<data::DocumentReader&>(reader_).stream().file_bytes()) /
-           std::max(file_bytes_, 1.0);
+  double done() override {
+    return static_cast<double>(reader_.stream().file_bytes()) / std::max(file_bytes_, 1.0);
   }
   void describe(OrderedJson& settings) override {
     data::Document rest;  // the hash is of the whole file
@@ -128,7 +127,7 @@ class ShardSource : public Source {
     ++at_;
     return true;
   }
-  double done() const override {
+  double done() override {
     return static_cast<double>(at_) / static_cast<double>(split().documents());
   }
   void describe(OrderedJson& settings) override {
@@ -151,7 +150,7 @@ class ShardSource : public Source {
 
 /// Sums over documents.
 struct Totals {
-  std::vector<double> log_likelihoods, tokens, words, bytes, matches;
+  std::vector<double> log_likelihoods, tokens, words, bytes;
 };
 
 void score_group(Scorer& scorer, const std::vector<Encoded>& group, int64_t window, int64_t stride,

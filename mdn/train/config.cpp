@@ -125,7 +125,7 @@ const std::vector<ConfigKey>& config_keys() {
        "packed: documents end to end; windows: random places",
        0,
        0,
-       {"packed", "windows"}},
+       {"packed", "windows", "documents"}},
       {"separate_documents", &C::separate_documents, "no state passes between documents"},
       {"max_steps", &C::max_steps, "stop after so many steps", 1, kCount},
       {"max_seconds", &C::max_seconds, "stop in time for this wall clock", 1e-3, kCount},

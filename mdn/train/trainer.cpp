@@ -151,7 +151,8 @@ Evaluation Trainer::evaluate(int64_t max_tokens) const {
   data::EvaluationBatches batches(data_.val(), {.rows = config_.evaluation_rows(),
                                                 .length = config_.evaluation_length(),
                                                 .separate_documents = config_.separate_documents,
-                                                .max_tokens = max_tokens});
+                                                .max_tokens = max_tokens,
+                                                .documents = config_.order == "documents"});
   double sum = 0;
   Evaluation result;
   data::Batch batch;

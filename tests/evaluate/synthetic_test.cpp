@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "mdn/evaluate/vocabulary.h"
 #include "tests/io/scratch.h"
 
 namespace mdn::evaluate {
@@ -188,6 +189,18 @@ TEST(Synthetic, RandomSample) {
   for (const int count : first) {
     EXPECT_NEAR(count, 1000, 150);
   }
+}
+
+TEST(Synthetic, NumberedTokenizer) {
+  EXPECT_EQ(numbered_tokenizer(6)->hash(), ByteTokenizer().hash());
+  const auto tokenizer = numbered_tokenizer(300);
+  EXPECT_EQ(tokenizer->vocab_size(), 300);
+  EXPECT_EQ(tokenizer->token_bytes(299), "<299>");
+  // Text is bytes, also text that spells such a token.
+  EXPECT_EQ(tokenizer->encode("a<299>"), ByteTokenizer().encode("a<299>"));
+  const ScratchFolder folder;
+  tokenizer->save(folder.path());
+  EXPECT_EQ(load_tokenizer(folder.path())->hash(), tokenizer->hash());
 }
 
 TEST(Synthetic, BadSettings) {

@@ -146,7 +146,7 @@ def test_errors_say_where(run):
     renamed = jsonl(folder / "renamed.jsonl", [PIQA[0], {"question": "?", **PIQA[1]} | {"goal": 3}])
     assert "renamed.jsonl:2" in failure(model, f"piqa:file={renamed}")
     outside = jsonl(folder / "outside.jsonl", [PIQA[0] | {"label": 2}])
-    assert "outside.jsonl:1: label is 2" in failure(model, f"piqa:file={outside}")
+    assert 'outside.jsonl:1: "label" is 2' in failure(model, f"piqa:file={outside}")
     empty = jsonl(folder / "empty.jsonl", [{"text": "x y"}, {"text": ""}])
     assert "empty.jsonl:2: the document is empty" in failure(model, f"perplexity:file={empty}")
     good = jsonl(folder / "good.jsonl", PIQA)
