@@ -4,6 +4,8 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/project.h"
+#include "mdn/layers/residual.h"
+#include "mdn/ops/cross_entropy.h"
 #include "mdn/ops/rms_norm.h"
 
 namespace mdn::model {
@@ -32,10 +34,15 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
     if (observe) {
       observe(i, x);
     }
-    x = x + layers::mix(block.mixer, normed(block.attn_norm), sequences,
-                        state ? &state->layers[i] : nullptr);
+    layers::MixerState* carried = state ? &state->layers[i] : nullptr;
+    if (config_.residual_in_fp32) {
+      x = x + layers::mix(block.mixer, normed(block.attn_norm), sequences, carried);
+    } else {
+      x = layers::residual_mix(block.mixer, block.attn_norm, config_.norm_eps, x, sequences,
+                               carried);
+    }
     if (block.mlp_norm.defined()) {
-      x = x + layers::mlp(block.mlp, normed(block.mlp_norm));
+      x = layers::residual_mlp(block.mlp, block.mlp_norm, config_.norm_eps, x);
     }
   }
   if (state) {
@@ -51,10 +58,7 @@ at::Tensor Decoder::logits(const at::Tensor& hidden) const {
 at::Tensor Decoder::loss(const at::Tensor& ids, const at::Tensor& targets,
                          const layers::Sequences& sequences) const {
   MDN_CHECK(targets.sizes() == ids.sizes(), "targets must have the shape of the token ids");
-  const at::Tensor out = logits(hidden(ids, sequences));
-  const at::Tensor wide = out.to(layers::gate_type(out));
-  return at::cross_entropy_loss(wide.view({-1, config_.vocab_size}), targets.reshape({-1}),
-                                std::nullopt, at::Reduction::Mean, -100);
+  return ops::linear_cross_entropy(hidden(ids, sequences), weights_.head, targets);
 }
 
 DecoderState Decoder::new_state() const {

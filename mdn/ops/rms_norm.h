@@ -1,4 +1,5 @@
-// rms_norm with gradients: the fused kernel for float32 on the CPU, ATen's operations elsewhere.
+// rms_norm with gradients: the fused kernels for float32 on the CPU and for 16- and 32-bit
+// types on CUDA, ATen's operations elsewhere.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -13,45 +13,80 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 kernels::ShortConvProblem problem_of(const at::Tensor& x, const at::Tensor& weight,
-                                     const std::optional<at::Tensor>& cu_seqlens) {
+                                     const at::Tensor& cu_seqlens) {
   kernels::ShortConvProblem p{.B = x.size(0), .T = x.size(1), .C = x.size(2), .W = weight.size(-1)};
-  p.N = cu_seqlens ? cu_seqlens->numel() - 1 : p.B;
-  p.cu_seqlens = static_cast<const int64_t*>(data(cu_seqlens));
+  p.N = cu_seqlens.defined() ? cu_seqlens.numel() - 1 : p.B;
+  p.cu_seqlens = cu_seqlens.defined() ? cu_seqlens.const_data_ptr<int64_t>() : nullptr;
   return p;
 }
 
-at::Tensor workspace_of(const kernels::ShortConvProblem& p) {
-  return at::empty({static_cast<int64_t>(kernels::cpu::short_conv_workspace(p))}, at::kByte);
+at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& cu_seqlens) {
+  const auto p = problem_of(x, weight, cu_seqlens);
+  at::Tensor y = at::empty_like(x);
+  if (x.is_cuda()) {
+    const DeviceScope device(x);
+    kernels::cuda::short_conv_forward({.problem = p,
+                                       .dtype = dtype_of("short_conv", x.scalar_type()),
+                                       .x = data(x),
+                                       .x_stride = p.C,
+                                       .weight = weight.const_data_ptr<float>(),
+                                       .y = y.data_ptr(),
+                                       .correction = {}},
+                                      device.stream());
+  } else {
+    const at::Tensor workspace = workspace_like(x, kernels::cpu::short_conv_workspace(p));
+    kernels::cpu::short_conv_forward(p, x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                                     y.mutable_data_ptr<float>(), workspace.data_ptr());
+  }
+  return y;
+}
+
+std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& x, const at::Tensor& weight,
+                                           const at::Tensor& cu_seqlens, const at::Tensor& d_y) {
+  const auto p = problem_of(x, weight, cu_seqlens);
+  at::Tensor d_x = at::empty_like(x), d_weight = at::empty_like(weight);
+  if (x.is_cuda()) {
+    const DeviceScope device(x);
+    const at::Tensor workspace = workspace_like(x, kernels::cuda::short_conv_backward_workspace(p));
+    kernels::cuda::short_conv_backward({.problem = p,
+                                        .dtype = dtype_of("short_conv", x.scalar_type()),
+                                        .x = data(x),
+                                        .x_stride = p.C,
+                                        .weight = weight.const_data_ptr<float>(),
+                                        .d_y = data(d_y),
+                                        .d_x = d_x.data_ptr(),
+                                        .d_x_stride = p.C,
+                                        .d_weight = d_weight.mutable_data_ptr<float>(),
+                                        .correction = {},
+                                        .d_log_scale = nullptr,
+                                        .workspace = workspace.data_ptr()},
+                                       device.stream());
+  } else {
+    const at::Tensor workspace = workspace_like(x, kernels::cpu::short_conv_workspace(p));
+    kernels::cpu::short_conv_backward(p, x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                                      d_y.const_data_ptr<float>(), d_x.mutable_data_ptr<float>(),
+                                      d_weight.mutable_data_ptr<float>(), workspace.data_ptr());
+  }
+  return {d_x, d_weight};
 }
 
 class Fused : public torch::autograd::Function<Fused> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in,
                             const at::Tensor& weight_in,
-                            const std::optional<at::Tensor>& cu_seqlens) {
-    const at::Tensor x = x_in.contiguous(), weight = weight_in.contiguous();
-    ctx->save_for_backward({x, weight, cu_seqlens.value_or(at::Tensor())});
-    const auto p = problem_of(x, weight, cu_seqlens);
-    at::Tensor y = at::empty_like(x);
-    const at::Tensor workspace = workspace_of(p);
-    kernels::cpu::short_conv_forward(p, x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
-                                     y.mutable_data_ptr<float>(), workspace.data_ptr());
-    return y;
+                            const std::optional<at::Tensor>& cu_seqlens_in) {
+    const at::Tensor x = x_in.contiguous(), weight = weight_in.to(at::kFloat).contiguous();
+    const at::Tensor cu_seqlens = cu_seqlens_in ? cu_seqlens_in->to(x.device()) : at::Tensor();
+    ctx->save_for_backward({x, weight, cu_seqlens});
+    ctx->saved_data["weight_type"] = weight_in.scalar_type();
+    return ops::forward(x, weight, cu_seqlens);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     check_first_order("short_conv");
     const auto saved = ctx->get_saved_variables();
-    const auto cu_seqlens = saved[2].defined() ? std::optional(saved[2]) : std::nullopt;
-    const auto p = problem_of(saved[0], saved[1], cu_seqlens);
-    const at::Tensor d_y = grads[0].contiguous();
-    at::Tensor d_x = at::empty_like(saved[0]), d_weight = at::empty_like(saved[1]);
-    const at::Tensor workspace = workspace_of(p);
-    kernels::cpu::short_conv_backward(p, saved[0].const_data_ptr<float>(),
-                                      saved[1].const_data_ptr<float>(), d_y.const_data_ptr<float>(),
-                                      d_x.mutable_data_ptr<float>(),
-                                      d_weight.mutable_data_ptr<float>(), workspace.data_ptr());
-    return {d_x, d_weight, at::Tensor()};
+    const auto [d_x, d_weight] = ops::backward(saved[0], saved[1], saved[2], grads[0].contiguous());
+    return {d_x, d_weight.to(ctx->saved_data["weight_type"].toScalarType()), at::Tensor()};
   }
 };
 
@@ -95,8 +130,11 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
   const auto bounds =
       cu_seqlens ? std::optional(check_cu_seqlens(kOp, *cu_seqlens, x.size(0), x.size(1), at::kCPU))
                  : std::nullopt;
-  return use_cpu_kernel(x) && !bias ? Fused::apply(x, weight, bounds)
-                                    : composite(x, weight, bounds, bias);
+  const bool kernel =
+      use_cpu_kernel(x) ||
+      (use_cuda_kernel(x) &&
+       kernels::cuda::short_conv_unsupported({.C = x.size(2), .W = weight.size(2)}).empty());
+  return kernel && !bias ? Fused::apply(x, weight, bounds) : composite(x, weight, bounds, bias);
 }
 
 }  // namespace mdn::ops

@@ -1,5 +1,5 @@
-// The decoder on a GPU, with its fused blocks, against the same decoder in float64 on the CPU, where
-// every block is ATen's operations: loss and every gradient. Skipped where there is no GPU.
+// The decoder on a GPU, with its fused blocks, against the same decoder in float64 on the CPU,
+// where every block is ATen's operations: loss and every gradient. Skipped where there is no GPU.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -66,13 +66,14 @@ TEST_P(CudaDecoder, PackedSequencesAgreeWithFloat64) {
           type);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Families, CudaDecoder,
-    testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora", "mdn_hybrid"),
-                     testing::Values(at::kFloat, at::kBFloat16)),
-    [](const testing::TestParamInfo<CudaDecoder::ParamType>& info) {
-      return std::string(std::get<0>(info.param)) + "_" + c10::toString(std::get<1>(info.param));
-    });
+INSTANTIATE_TEST_SUITE_P(Families, CudaDecoder,
+                         testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora",
+                                                          "mdn_hybrid"),
+                                          testing::Values(at::kFloat, at::kBFloat16)),
+                         [](const testing::TestParamInfo<CudaDecoder::ParamType>& info) {
+                           return std::string(std::get<0>(info.param)) + "_" +
+                                  c10::toString(std::get<1>(info.param));
+                         });
 
 TEST(CudaDecoder, SameBitsEveryTime) {
   if (!at::hasCUDA()) {

@@ -1,0 +1,220 @@
+// The CUDA kernels of the small operators against ATen in float64 on the CPU: the same operator,
+// given float64 tensors, takes ATen's operations and autograd. Skipped where there is no GPU.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <functional>
+
+#include "mdn/ops/cross_entropy.h"
+#include "mdn/ops/momentum_gates.h"
+#include "mdn/ops/residual_mlp.h"
+#include "mdn/ops/rms_norm.h"
+#include "mdn/ops/short_conv.h"
+#include "mdn/ops/swiglu.h"
+
+namespace mdn::ops {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+using Function = std::function<Tensors(const Tensors&)>;
+
+double unit(at::ScalarType type) {
+  return type == at::kBFloat16 ? 0x1p-8 : type == at::kHalf ? 0x1p-11 : 0x1p-24;
+}
+
+at::Tensor random(std::vector<int64_t> shape, double scale = 1) {
+  static const at::Generator generator = at::detail::createCPUGenerator(11);
+  return at::randn(shape, generator, at::kFloat) * scale;
+}
+
+// Outputs and gradients of f at inputs of a type on a device, with the same gradients of the
+// outputs.
+Tensors run(const Function& f, const Tensors& inputs, at::ScalarType type, c10::Device device) {
+  Tensors x;
+  for (const at::Tensor& input : inputs) {
+    x.push_back(input.to(device, type).detach().requires_grad_(true));
+  }
+  const Tensors y = f(x);
+  Tensors d_y, results;
+  for (const at::Tensor& out : y) {
+    const at::Tensor d = (1 + 0.5 * at::cos(at::arange(out.numel(), at::kFloat))).view(out.sizes());
+    d_y.push_back(d.to(at::kBFloat16).to(device, out.scalar_type()));
+    results.push_back(out.detach());
+  }
+  for (const at::Tensor& gradient : torch::autograd::grad(y, x, d_y)) {
+    results.push_back(gradient);
+  }
+  return results;
+}
+
+// `roundings`: how many values in the type lie between input and result, each off by at most one
+// unit roundoff u, besides sums of `terms` float32 products, whose error grows like the root of
+// their number. 2 covers cancellation against the result's norm, which random inputs keep moderate.
+void compare(const Tensors& inputs, const Function& f, int64_t terms, double roundings = 2) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    Tensors rounded;  // both sides get what the type can hold
+    for (const at::Tensor& input : inputs) {
+      rounded.push_back(input.to(type));
+    }
+    const Tensors want = run(f, rounded, at::kDouble, at::kCPU);
+    const Tensors got = run(f, rounded, type, at::kCUDA);
+    ASSERT_EQ(got.size(), want.size());
+    const double sums = 4 * (std::sqrt(static_cast<double>(terms)) + 16) * 0x1p-24;
+    const double allowed = 2 * (roundings * unit(type) + sums);
+    for (size_t i = 0; i < got.size(); ++i) {
+      const at::Tensor difference = got[i].to(at::kCPU, at::kDouble) - want[i];
+      const double error = (difference.norm() / want[i].norm().clamp_min(1e-30)).item<double>();
+      EXPECT_LE(error, allowed) << c10::toString(type) << ", result " << i << " (outputs first)";
+    }
+  }
+}
+
+TEST(CudaShortConv, MatchesATen) {
+  for (const int64_t C : {8, 96, 256, 1032}) {
+    for (const int64_t T : {1, 2, 3, 31, 32, 33, 300}) {
+      for (const int64_t W : {2, 3, 4}) {
+        SCOPED_TRACE(fmt::format("C {} T {} W {}", C, T, W));
+        compare(
+            {random({3, T, C}), random({C, 1, W})},
+            [](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], std::nullopt)}; },
+            3 * T);
+      }
+    }
+  }
+}
+
+TEST(CudaShortConv, PackedSequencesStartAfresh) {
+  const at::Tensor cu =
+      at::tensor(std::vector<int64_t>{0, 0, 1, 3, 3, 34, 35, 130, 131, 300, 300}, at::kLong);
+  compare(
+      {random({1, 300, 24}), random({24, 1, 4})},
+      [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu)}; }, 300);
+}
+
+TEST(CudaRmsNorm, MatchesATen) {
+  for (const int64_t D : {8, 64, 104, 256, 512, 1024, 2048}) {
+    for (const int64_t rows : {1, 7, 129, 5000}) {
+      SCOPED_TRACE(fmt::format("D {} rows {}", D, rows));
+      compare(
+          {random({rows, D}), random({D})},
+          [](const Tensors& x) -> Tensors { return {rms_norm(x[0], x[1], 1e-6)}; }, rows + D);
+      compare(
+          {random({rows, D}), random({D}), random({rows, D}, 4)},
+          [](const Tensors& x) -> Tensors { return {rms_norm(x[0], x[1], 1e-6, x[2])}; }, rows + D);
+    }
+  }
+}
+
+TEST(CudaSwiglu, MatchesATen) {
+  for (const int64_t n : {1, 7, 8, 4096, 50001}) {
+    SCOPED_TRACE(n);
+    compare(
+        {random({n}, 3), random({n})},
+        [](const Tensors& x) -> Tensors { return {swiglu(x[0], x[1])}; }, 1);
+  }
+}
+
+TEST(CudaMomentumGates, MatchesATen) {
+  for (const auto& [H, HV] : {std::pair(1, 1), std::pair(6, 6), std::pair(2, 6)}) {
+    for (const int64_t tokens : {1, 1023, 1025, 4096}) {
+      for (const std::optional<double> floor : {std::optional(-2.0), std::optional<double>()}) {
+        SCOPED_TRACE(fmt::format("H {} HV {} tokens {}", H, HV, tokens));
+        Tensors inputs;
+        for (int i = 0; i < 4; ++i) {
+          inputs.push_back(random({1, tokens, HV}, i == 3 ? 8 : 2));
+        }
+        for (const int64_t n : {H, H, H, HV, HV}) {
+          inputs.push_back(random({n}));
+        }
+        // The gates are float32 from inputs of the type, so only the gradients of these round.
+        compare(
+            inputs,
+            [&](const Tensors& x) -> Tensors {
+              const auto y = momentum_gates({x[0], x[1], x[2], x[3]},
+                                            {x[4], x[5], x[6], x[7], x[8]}, 32, floor);
+              return {y.alpha, y.mu, y.eta, y.beta};
+            },
+            tokens);
+      }
+    }
+  }
+}
+
+TEST(CudaLinearCrossEntropy, MatchesATen) {
+  for (const auto& [rows, vocab] :
+       {std::pair(1, 5), std::pair(300, 1000), std::pair(600, 4099), std::pair(5000, 50257)}) {
+    if (rows == 5000 && !at::hasCUDA()) {
+      continue;
+    }
+    SCOPED_TRACE(fmt::format("rows {} vocab {}", rows, vocab));
+    at::Tensor targets = at::arange(rows, at::kLong) * 7919 % vocab;
+    if (rows > 3) {
+      targets[3] = -100;
+    }
+    // Logits and their gradients round once each, and the sums over 64 and over the rows follow.
+    // The sum of the losses rather than their mean: float16 cannot hold the mean's gradients.
+    compare(
+        {random({rows, 64}), random({vocab, 64}, 0.3)},
+        [&](const Tensors& x) -> Tensors {
+          return {linear_cross_entropy(x[0], x[1], targets.to(x[0].device())) *
+                  static_cast<double>(rows)};
+        },
+        rows + 64, 4);
+  }
+}
+
+TEST(CudaLinearCrossEntropy, ForeignTargetsMakeTheLossNaN) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  const at::Tensor hidden = random({4, 8}).to(at::kCUDA), weight = random({16, 8}).to(at::kCUDA);
+  for (const int64_t bad : {int64_t{-1}, int64_t{16}}) {
+    const at::Tensor targets = at::full({4}, bad, at::kLong).to(at::kCUDA);
+    EXPECT_TRUE(std::isnan(linear_cross_entropy(hidden, weight, targets).item<double>()));
+  }
+}
+
+TEST(CudaResidualMlp, MatchesATen) {
+  // Five products and norms deep, each with a rounding; forward values go into the gradients.
+  compare(
+      {random({2, 65, 128}), random({128}), random({192, 128}, 0.1), random({192, 128}, 0.1),
+       random({128, 192}, 0.1)},
+      [](const Tensors& x) -> Tensors {
+        const ResidualMlp w{x[1], x[2], x[3], x[4]};
+        if (residual_mlp_supports(x[0], w)) {
+          return {residual_mlp(x[0], w, 1e-6)};
+        }
+        const at::Tensor n = rms_norm(x[0], x[1], 1e-6);
+        return {x[0] + at::linear(swiglu(at::linear(n, x[2]), at::linear(n, x[3])), x[4])};
+      },
+      65 * 2 + 192, 8);
+}
+
+TEST(CudaOps, SameBitsEveryTime) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  const Tensors inputs = {random({3, 700, 256}), random({256, 1, 4}), random({256}),
+                          random({3, 700, 256}), random({512, 256})};
+  const at::Tensor targets = (at::arange(2100, at::kLong) % 512).view({3, 700});
+  const Function f = [&](const Tensors& x) -> Tensors {
+    const at::Tensor y = rms_norm(short_conv(x[0], x[1], std::nullopt), x[2], 1e-6, x[3]);
+    return {linear_cross_entropy(swiglu(y, x[3]), x[4], targets.to(x[0].device()))};
+  };
+  const Tensors first = run(f, inputs, at::kBFloat16, at::kCUDA);
+  for (int again = 0; again < 3; ++again) {
+    const Tensors second = run(f, inputs, at::kBFloat16, at::kCUDA);
+    for (size_t i = 0; i < first.size(); ++i) {
+      EXPECT_TRUE(at::equal(first[i], second[i])) << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mdn::ops
