@@ -113,7 +113,9 @@ StepResult Trainer::step(double learning_rate) {
   }
   MDN_CHECK(targets > 0, "a step of {} tokens has nothing to predict: every document is one token",
             result.tokens);
-  // The mean over all targets of the step: each micro-batch counts by its share of them.
+  // The mean over all targets of the step: each micro-batch counts by its share of them. Losses are
+  // read once everything is queued, so that a GPU never waits for the host within a step.
+  std::vector<at::Tensor> parts;
   for (const data::Batch& batch : micro) {
     const int64_t own = batch.predicted();
     if (own == 0) {
@@ -124,14 +126,17 @@ StepResult Trainer::step(double learning_rate) {
     if (own != targets) {
       part = part * share;
     }
-    result.loss += part.item<double>();
-    if (!std::isfinite(result.loss)) {
-      result.bad = "loss";
-      return result;
-    }
     part.backward();
+    parts.push_back(part.detach());
   }
   result.gradient_norm = gradient_norm(decoder_.parameters());
+  for (const at::Tensor& part : parts) {
+    result.loss += part.item<double>();
+  }
+  if (!std::isfinite(result.loss)) {
+    result.bad = "loss";
+    return result;
+  }
   if (!std::isfinite(result.gradient_norm)) {
     result.bad = first_bad_gradient(decoder_.parameters());
     if (result.bad.empty()) {
