@@ -134,5 +134,22 @@ TEST(Decoder, OptionsThatTheGoldensLackRun) {
   EXPECT_LT(relative(at::cat({head, tail}, 1), decoder.hidden(ids)), kTolerance);
 }
 
+TEST(Decoder, RivalsMixWithAttention) {
+  at::NoGradGuard no_grad;
+  for (const char* name : {"kda", "mamba2"}) {
+    Config config = config_of(name);
+    config.layers[1] = MixerKind::kAttention;
+    config.attention.num_heads = 4;
+    config.attention.num_kv_heads = 2;
+    config.attention.head_dim = config.hidden_size / 4;
+    const Decoder decoder = decoder_of(config);
+    const at::Tensor ids = some_ids(2, 33);
+    DecoderState state = decoder.new_state();
+    const at::Tensor head = decoder.hidden(ids.narrow(1, 0, 20), {}, &state);
+    const at::Tensor tail = decoder.hidden(ids.narrow(1, 20, 13), {}, &state);
+    EXPECT_LT(relative(at::cat({head, tail}, 1), decoder.hidden(ids)), kTolerance) << name;
+  }
+}
+
 }  // namespace
 }  // namespace mdn::model
