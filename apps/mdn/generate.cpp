@@ -23,6 +23,11 @@ namespace {
 
 using generate::Prompt;
 
+// CLI11 takes a number too long for its type as the largest one, so there are limits.
+constexpr int64_t kMostTokens = int64_t{1} << 40;
+constexpr int64_t kMostRows = int64_t{1} << 20;
+constexpr int64_t kMostThreads = 4096;
+
 std::atomic<bool> interrupted{false};
 
 void on_interrupt(int) {
@@ -322,7 +327,7 @@ void add_generate(CLI::App& program) {
   command->add_flag("-i,--interactive", o.interactive, "a conversation; /help there lists commands")
       ->group("Input");
   command->add_option("-n,--max-tokens", s.max_tokens, "tokens to make, at most")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, kMostTokens))
       ->capture_default_str()
       ->group("Sampling");
   command
@@ -353,7 +358,7 @@ void add_generate(CLI::App& program) {
                    "of the random numbers (0; a loaded state goes on with its own)")
       ->group("Sampling");
   command->add_option("--samples", o.samples, "continuations of each prompt")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, kMostRows))
       ->capture_default_str()
       ->group("Sampling");
   command
@@ -380,10 +385,10 @@ void add_generate(CLI::App& program) {
   command->add_flag("--echo", o.echo, "print the prompts too")->group("Output");
   command->add_flag("-q,--quiet", o.quiet, "no speed report")->group("Output");
   command->add_option("--batch", o.batch, "sequences decoded together")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, kMostRows))
       ->capture_default_str();
   command->add_option("--threads", o.threads, "CPU threads; 0: all cores")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, kMostThreads))
       ->capture_default_str();
   add_device_options(*command, o.device);
   command->footer(

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "apps/mdn/commands.h"
+#include "mdn/core/error.h"
 #include "mdn/model/blocks.h"
 #include "mdn/model/config.h"
 #include "mdn/model/weights.h"
@@ -60,6 +61,14 @@ int64_t activations(const layers::GatedDeltaNet& m) {
 int64_t activations(const layers::Comba& m) {
   return activations(m.options, 12 * m.options.num_value_heads);
 }
+int64_t activations(const layers::KimiDeltaAttention& m) {
+  // decay, its product and the step size have a number a key channel
+  return activations(m.options, 4 * m.options.keys() + 8 * m.options.num_value_heads);
+}
+int64_t activations(const layers::Mamba2& m) {
+  // projection, convolution and silu; then x dt, o, gate, norm and product; decay and step size
+  return 3 * m.options.convolved() + 6 * m.options.inner() + 8 * m.options.num_heads;
+}
 int64_t activations(const layers::Attention& m) {
   return (3 * m.options.num_heads + 4 * m.options.num_kv_heads) * m.options.head_dim;
 }
@@ -109,17 +118,37 @@ std::string describe(const layers::HeadOptions& o) {
   return fmt::format("{} query/key heads of {}, {} value heads of {}", o.num_heads, o.head_dim,
                      o.num_value_heads, o.value_dim);
 }
+std::string describe(const layers::Mamba2Options& o) {
+  return fmt::format("{} heads of {}, states of {}, {} groups", o.num_heads, o.head_dim,
+                     o.state_size, o.num_groups);
+}
 std::string describe(const layers::AttentionOptions& o) {
   return fmt::format("{} query heads of {}, {} key/value heads{}", o.num_heads, o.head_dim,
                      o.num_kv_heads,
                      o.window_size ? fmt::format(", window {}", *o.window_size) : "");
 }
 
+// Checks that sizes in bytes fit their integers.
+void check_countable(const std::vector<model::WeightSpec>& table, const std::string& name) {
+  double parameters = 0;
+  for (const model::WeightSpec& spec : table) {
+    double count = 1;
+    for (int64_t n : spec.shape) {
+      count *= static_cast<double>(n);
+    }
+    parameters += count;
+  }
+  MDN_CHECK(parameters < 0x1p55, "{}: {:.3g} parameters; sizes of up to 2^55 are counted", name,
+            parameters);
+}
+
 void run(const Options& options) {
   const Config c = model::read_config(options.config);
+  const std::vector<model::WeightSpec> table = model::weight_table(c);
+  check_countable(table, options.config);
   std::map<std::string, int64_t> parts;
   int64_t parameters = 0, decayed = 0;
-  for (const model::WeightSpec& spec : model::weight_table(c)) {
+  for (const model::WeightSpec& spec : table) {
     if (options.weights) {
       fmt::print("{:<60} [{}]{}\n", spec.name, fmt::join(spec.shape, ", "),
                  spec.decay ? "" : "  no decay");

@@ -1,5 +1,7 @@
 // mdn: train, check and talk to Momentum DeltaNet models.
 #include <cstdio>
+#include <new>
+#include <string>
 
 #include "apps/mdn/commands.h"
 #include "mdn/core/error.h"
@@ -22,12 +24,22 @@ int main(int argc, char** argv) {
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return program.exit(error);
+    if (error.get_exit_code() == 0) {
+      return program.exit(error);  // --help
+    }
+    const auto used = program.get_subcommands();
+    std::fprintf(stderr, "mdn: %s; `mdn %s--help` explains\n", error.what(),
+                 used.empty() ? "" : (used.front()->get_name() + " ").c_str());
+    return 1;
   } catch (const mdn::Error& error) {
     std::fprintf(stderr, "mdn: %s\n", error.what());
     return 1;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "mdn: out of memory\n");
+    return 1;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "mdn: unexpected failure: %s\n", error.what());
+    const std::string what = error.what();  // libtorch's goes on with a trace of its calls
+    std::fprintf(stderr, "mdn: unexpected failure: %s\n", what.substr(0, what.find('\n')).c_str());
     return 1;
   }
   return 0;

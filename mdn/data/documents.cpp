@@ -49,6 +49,9 @@ class FieldHandler : public nlohmann::json_sax<Json> {
     const size_t column = what.find("column ");
     const size_t reason = column == std::string::npos ? column : what.find(": ", column);
     problem_ = "not valid JSON: " + (reason == std::string::npos ? what : what.substr(reason + 2));
+    if (problem_.find("ill-formed UTF-8") != std::string::npos) {
+      problem_.resize(problem_.find(';'));  // what was read last is no text to show
+    }
     return false;
   }
 

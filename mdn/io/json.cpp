@@ -38,7 +38,11 @@ struct TooDeep {};
 std::string reason_of(const std::string& what) {
   const size_t colon = what.find("column ");
   const size_t start = colon == std::string::npos ? std::string::npos : what.find(": ", colon);
-  return start == std::string::npos ? what : what.substr(start + 2);
+  std::string reason = start == std::string::npos ? what : what.substr(start + 2);
+  if (reason.find("ill-formed UTF-8") != std::string::npos) {
+    reason.resize(reason.find(';'));  // what was read last is no text to show
+  }
+  return reason;
 }
 
 bool in_range(const Json& value, int64_t lowest, int64_t highest) {

@@ -16,6 +16,7 @@ using C = TrainConfig;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kCount = 9e15;  // counts stay exact as doubles
 constexpr double kSize = 2147483647.0;
+constexpr int64_t kLargestBatch = int64_t{1} << 24;  // tokens at once: no machine holds more
 
 std::string known_keys() {
   std::string names = "model";
@@ -46,7 +47,7 @@ void read_key(const ConfigKey& key, const JsonObject& from, TrainConfig& config)
     const std::string value = from.string(key.name);
     if (!key.allowed.empty() &&
         std::find(key.allowed.begin(), key.allowed.end(), value) == key.allowed.end()) {
-      from.fail(key.name, fmt::format("allowed: {}", fmt::join(key.allowed, ", ")));
+      from.fail(key.name, fmt::format("one of {}", fmt::join(key.allowed, ", ")));
     }
     config.** text = value;
   } else if (const auto* flag = std::get_if<bool C::*>(&key.field)) {
@@ -104,6 +105,10 @@ void check(const TrainConfig& c, const std::string& name) {
   require(!(c.warmup_steps && c.max_steps && *c.warmup_steps > *c.max_steps),
           fmt::format("\"warmup_steps\" is {}, more than \"max_steps\" {}",
                       c.warmup_steps.value_or(0), c.max_steps.value_or(0)));
+  require(c.rows * c.length <= kLargestBatch,
+          fmt::format("{} rows of {} tokens are {} in a micro-batch; at most {} are allowed, and "
+                      "\"accumulate\" adds up several",
+                      c.rows, c.length, c.rows * c.length, kLargestBatch));
   require(c.schedule != "wsd" || c.warmup_fraction.value_or(0) + c.decay_fraction <= 1,
           fmt::format("\"warmup_fraction\" {} and \"decay_fraction\" {} overlap: their sum may be "
                       "at most 1",

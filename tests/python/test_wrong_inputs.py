@@ -88,7 +88,7 @@ COMMANDS = [
     ("data text.txt --out /proc/x/y", "/proc/x"),
     ("data text.txt --tokenizer missing.json --out new", "missing.json"),
     ("data text.txt --tokenizer text.txt --out new", "not valid JSON"),
-    ("data text.txt --val-fraction 2 --out new", "val"),
+    ("data text.txt --val-fraction 2 --out new", "fraction"),
     ("data text.txt --val-fraction x --out new", "--val-fraction"),
     ("data text.txt --nonsense 1 --out new", "--nonsense"),
     ("train", "CONFIG is required"),
