@@ -27,7 +27,7 @@ def number(value: float) -> str:
 
 
 def line_plot(title: str, x_label: str, y_label: str, lines: list[tuple[str, list[tuple[float, float]]]],
-              top_quantile: float = 0.97) -> str:
+              top_quantile: float = 0.85) -> str:
     """Lines with a legend. The vertical axis ends at a quantile of the values: the fall at the start of a run
     would flatten the rest."""
     points = [point for _, line in lines for point in line]

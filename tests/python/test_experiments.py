@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import compare, plan, report, runner, svg  # noqa: E402
 from experiments.parameters import count  # noqa: E402
 
-# Counts published with the configs (configs/README or the README's table hold the same).
+# The published sizes.
 PUBLISHED = {
     "mdn_400m": 417_537_012, "mdn_1.3b": 1_462_646_004, "mdn_hybrid_3_1": 430_946_400,
     "mdn_hybrid_7_1": 434_227_824, "gdn_400m": 417_278_460, "gdn_1.3b": 1_462_129_404,
