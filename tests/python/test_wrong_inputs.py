@@ -170,7 +170,7 @@ KEYS = [
     ({"model": {**TINY_MODEL, "vocab_size": 100}}, "vocab_size is 100"),
     ({"model": {**TINY_MODEL, "hidden_size": -5}}, '"hidden_size" is -5'),
     ({"init_from": "folder"}, "model.safetensors"),
-    ({"init_from": str(GOLDEN)}, "embeddings"),
+    ({"init_from": str(GOLDEN)}, "holds neither model.safetensors"),
 ]
 
 
