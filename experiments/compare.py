@@ -15,6 +15,7 @@ import queue
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .plan import SIZES, Run, Size, estimated_seconds, make_plan, recipe_key, target_parameters
@@ -85,11 +86,9 @@ class Campaign:
         pending: queue.SimpleQueue[Run] = queue.SimpleQueue()
         for run in runs:
             pending.put(run)
-        workers = [threading.Thread(target=self._work, args=(pending, device)) for device in devices]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        with ThreadPoolExecutor(len(devices)) as pool:
+            for worker in [pool.submit(self._work, pending, device) for device in devices]:
+                worker.result()  # raises what the worker raised
 
     def _work(self, pending: "queue.SimpleQueue[Run]", device: str) -> None:
         while True:

@@ -172,12 +172,12 @@ def carry_out(program: Program, run: Run, size: Size, device: str, work: str, co
     try:
         _, record["peak_memory_bytes"] = program.measured(log, device, "train", f"{out}/train.json", "--resume")
         record["train"] = read_metrics(folder / "metrics.jsonl")
-        checkpoint = newest_checkpoint(folder).relative_to(program.root)
-        results = folder / "eval.json"
-        program.measured(log, device, "eval", str(checkpoint), *evaluations(run, size, corpus),
+        checkpoint = f"{out}/{newest_checkpoint(folder).name}"
+        results = f"{out}/eval.json"
+        program.measured(log, device, "eval", checkpoint, *evaluations(run, size, corpus),
                          "--device", device, "--dtype", train_file["dtype"], "--batch-tokens", "32768",
-                         "--limit", str(size.limit), "--out", str(results))
-        evaluated = json.loads(results.read_text())
+                         "--limit", str(size.limit), "--out", results)
+        evaluated = json.loads((program.root / results).read_text())
         record["eval"] = {key: evaluated[key] for key in ("program", "seed", "limit", "batch_tokens", "results")}
         record["weights_sha256"] = evaluated["model"]["weights_sha256"]
     except Failure as failure:
