@@ -13,10 +13,11 @@
 namespace mdn::layers {
 
 /// Every alternative has
-///   struct State              what its sequences carry, undefined tensors being a fresh start,
-///   with fields()                  its tensors by name; options, weights          plain data;
-///   operator()(x, sequences, State*)           x [B, T, D] -> [B, T, D];
-///   state_shape(field, B)     the shape of a state's tensor: empty: not there, -1: any size.
+/// - options and weights, plain data;
+/// - State: what its sequences carry, undefined tensors being a fresh start; its fields() are its
+///   tensors by name;
+/// - operator()(x, sequences, State*): x [B, T, D] -> [B, T, D];
+/// - state_shape(field, B): the shape of a state's tensor; empty: not there, -1: any size.
 using Mixer =
     std::variant<MomentumDeltaNet, Attention, GatedDeltaNet, Comba, KimiDeltaAttention, Mamba2>;
 
