@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
   mdn::app::add_inspect(program);
   try {
     program.parse(argc, argv);
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();  // a subcommand has said why it ends like this
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {
       return program.exit(error);  // --help
