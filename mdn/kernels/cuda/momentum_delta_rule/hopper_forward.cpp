@@ -62,9 +62,10 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
       static_cast<int>(waves == 0 ? SMs : (config.recurrence_blocks + waves - 1) / waves);
   const double wave = (config.split ? kChunkTimeSplit : kChunkTime[config.value_tiles - 1]) *
                       static_cast<double>(problem.N == 0 ? 0 : chunks / problem.N);
-  const double late = kLateShare * static_cast<double>(SMs - config.helpers_from) * wave /
-                      ((config.split ? kPrepareTimeSplit : kPrepareTime) *
-                       static_cast<double>(problem.HV / problem.H));
+  const int64_t group = problem.HV / problem.H;  // exact: HV is a multiple of H
+  const double late =
+      kLateShare * static_cast<double>(SMs - config.helpers_from) * wave /
+      ((config.split ? kPrepareTimeSplit : kPrepareTime) * static_cast<double>(group));
   config.shared_items =
       std::max(config.prepare_blocks, config.prepare_items - static_cast<int64_t>(late));
   return config;
