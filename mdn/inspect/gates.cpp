@@ -65,24 +65,21 @@ void gates_of(const layers::MomentumDeltaNet& mixer, const at::Tensor& x, LayerG
   couple(out.heads, gates.alpha, coupling.pi, kappa, coupling.lambda);
 }
 
-void delta_gates_of(const at::Tensor& alpha, const at::Tensor& beta, LayerGates& out) {
+void delta_gates_of(const layers::DeltaGates& gates, LayerGates& out) {
   out.rule = "delta rule without momentum";
-  take(out.heads, &HeadGates::alpha, alpha);
-  take(out.heads, &HeadGates::beta, beta);
-  couple(out.heads, alpha, {}, {}, {});
+  take(out.heads, &HeadGates::alpha, gates.alpha);
+  take(out.heads, &HeadGates::beta, gates.beta);
+  couple(out.heads, gates.alpha, {}, {}, {});
 }
 
 void gates_of(const layers::GatedDeltaNet& mixer, const at::Tensor& x, LayerGates& out) {
   const auto& [o, w] = mixer;
-  const layers::DeltaGates gates = layers::delta_gates(x, w.a_proj, w.b_proj, w.A_log, w.dt_bias);
-  delta_gates_of(gates.alpha, o.allow_neg_eigval ? 2 * gates.beta : gates.beta, out);
+  delta_gates_of(layers::delta_gates(w, o.allow_neg_eigval, x), out);
 }
 
 // Comba's pi is alpha but for the epsilon of its normalisation.
 void gates_of(const layers::Comba& mixer, const at::Tensor& x, LayerGates& out) {
-  const auto& w = mixer.weights;
-  const layers::DeltaGates gates = layers::delta_gates(x, w.a_proj, w.b_proj, w.A_log, w.dt_bias);
-  delta_gates_of(gates.alpha, gates.beta, out);
+  delta_gates_of(layers::delta_gates(mixer.weights, false, x), out);
 }
 
 template <typename Other>

@@ -4,6 +4,7 @@
 #include "mdn/core/error.h"
 #include "mdn/inspect/report.h"
 #include "mdn/inspect/svg.h"
+#include "mdn/io/markup.h"
 
 namespace mdn::inspect {
 namespace {
@@ -112,7 +113,7 @@ std::string overview(const Report& report) {
     if (layer.heads.empty()) {
       rows +=
           fmt::format("<tr><td>{}</td><td colspan=\"13\" class=\"left\">{}: no gates</td></tr>\n",
-                      layer.layer, escaped(layer.kind));
+                      layer.layer, escape_markup(layer.kind));
     }
     for (size_t h = 0; h < layer.heads.size(); ++h) {
       const HeadReport& head = layer.heads[h];
@@ -182,8 +183,8 @@ std::string report_html(const Report& report) {
       "<h1>Gates of {0}</h1>\n"
       "<p>{2}, {3} layers, read over {4} tokens of {5}; {6:.4f} nats a token. "
       "<span class=\"faint\">{7} on {8}.</span></p>\n",
-      escaped(s.model), kStyle, escaped(s.model_type), report.layers.size(), s.tokens,
-      escaped(s.text), s.loss, s.dtype, s.device);
+      escape_markup(s.model), kStyle, escape_markup(s.model_type), report.layers.size(), s.tokens,
+      escape_markup(s.text), s.loss, s.dtype, s.device);
   Svg plane(380, 380);
   plane.title("eigenvalues of all layers");
   draw_plane(plane, all, 10, 10, 360);
@@ -204,7 +205,7 @@ std::string report_html(const Report& report) {
     if (!layer.heads.empty()) {
       page +=
           fmt::format("<details open><summary>Layer {}: {}, {}</summary>\n<div class=\"wide\">\n",
-                      layer.layer, escaped(layer.kind), escaped(layer.rule));
+                      layer.layer, escape_markup(layer.kind), escape_markup(layer.rule));
       page += layer_svg(layer) + "</div></details>\n";
     }
   }

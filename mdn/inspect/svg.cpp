@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "mdn/io/markup.h"
+
 namespace mdn::inspect {
 namespace {
 
@@ -20,29 +22,6 @@ constexpr int kPaleBlue[3] = {0xcf, 0xdf, 0xf2}, kDeepBlue[3] = {0x12, 0x3c, 0x7
 constexpr int kPaleRed[3] = {0xf5, 0xc1, 0xba}, kDeepRed[3] = {0xa3, 0x1c, 0x16};
 
 }  // namespace
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 Svg::Svg(double width, double height) {
   body_ = fmt::format(
@@ -81,11 +60,11 @@ void Svg::area(const std::string& path, const std::string& fill) {
 void Svg::text(double x, double y, const std::string& anchor, const std::string& words,
                const std::string& more) {
   body_ += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}{}>{}</text>\n", x, y,
-                       anchor, more.empty() ? "" : " ", more, escaped(words));
+                       anchor, more.empty() ? "" : " ", more, escape_markup(words));
 }
 
 void Svg::title(const std::string& words) {
-  body_ += fmt::format("<title>{}</title>\n", escaped(words));
+  body_ += fmt::format("<title>{}</title>\n", escape_markup(words));
 }
 
 void draw_histogram(Svg& svg, const Distribution& d, double x, double y, double width,

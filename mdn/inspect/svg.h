@@ -7,9 +7,6 @@
 
 namespace mdn::inspect {
 
-/// & < > " as entities.
-std::string escaped(const std::string& text);
-
 inline constexpr const char* kInk = "#2b2f36";
 inline constexpr const char* kFaint = "#8a909b";
 inline constexpr const char* kGrid = "#e3e6eb";

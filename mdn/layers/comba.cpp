@@ -13,7 +13,7 @@ at::Tensor Comba::operator()(const at::Tensor& x, const Sequences& sequences, St
   MDN_CHECK(!state || !sequences.packed(),
             "comba: a carried state with packed sequences is not supported");
   Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
-  const DeltaGates gates = delta_gates(x, w.a_proj, w.b_proj, w.A_log, w.dt_bias);
+  const DeltaGates gates = delta_gates(w, false, x);
   const at::Tensor& k = qkv.k;
   const at::Tensor scale = w.decay.sigmoid().view({o.num_heads, 1});  // p = scale k
   qkv.q = qkv.q - (w.D.view({o.num_heads, 1}) * scale).to(k.scalar_type()) * k;
@@ -32,10 +32,7 @@ at::Tensor Comba::operator()(const at::Tensor& x, const Sequences& sequences, St
 }
 
 std::vector<int64_t> Comba::state_shape(std::string_view field, int64_t B) const {
-  if (field == "S") {
-    return {B, options.num_value_heads, options.value_dim, options.head_dim};
-  }
-  return conv_shape(options, field, B);
+  return head_state_shape(options, field, B);
 }
 
 }  // namespace mdn::layers

@@ -6,12 +6,9 @@
 
 namespace mdn::layers {
 
-struct CombaWeights {
-  QkvWeights qkv;
-  at::Tensor a_proj, b_proj;  // [HV, D]
-  at::Tensor A_log, dt_bias;  // [HV]
-  at::Tensor decay, D;        // [H]
-  OutputWeights output;       // its gate is a sigmoid
+/// The output's gate is a sigmoid here.
+struct CombaWeights : GatedDeltaNetWeights {
+  at::Tensor decay, D;  // [H]
 };
 
 /// With p = k sigmoid(decay), q <- q - D p, and q, k, p normalised (x / sqrt(sum(x²) + 1e-6)):

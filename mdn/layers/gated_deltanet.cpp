@@ -16,12 +16,12 @@ std::vector<StateField> GatedDeltaNetState::fields() {
   return all;
 }
 
-DeltaGates delta_gates(const at::Tensor& x, const at::Tensor& a_proj, const at::Tensor& b_proj,
-                       const at::Tensor& A_log, const at::Tensor& dt_bias) {
+DeltaGates delta_gates(const GatedDeltaNetWeights& w, bool allow_neg_eigval, const at::Tensor& x) {
   const auto type = gate_type(x);
-  const at::Tensor a = project(x, a_proj).to(type) + dt_bias.to(type);
-  return {.alpha = (-A_log.to(type).exp() * at::softplus(a)).exp(),
-          .beta = project(x, b_proj).to(type).sigmoid()};
+  const at::Tensor a = project(x, w.a_proj).to(type) + w.dt_bias.to(type);
+  const at::Tensor beta = project(x, w.b_proj).to(type).sigmoid();
+  return {.alpha = (-w.A_log.to(type).exp() * at::softplus(a)).exp(),
+          .beta = allow_neg_eigval ? 2 * beta : beta};
 }
 
 at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
@@ -53,20 +53,14 @@ at::Tensor GatedDeltaNet::operator()(const at::Tensor& x, const Sequences& seque
   MDN_CHECK(!state || !sequences.packed(),
             "gated_deltanet: a carried state with packed sequences is not supported");
   const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
-  DeltaGates gates = delta_gates(x, w.a_proj, w.b_proj, w.A_log, w.dt_bias);
-  if (o.allow_neg_eigval) {
-    gates.beta = 2 * gates.beta;
-  }
+  const DeltaGates gates = delta_gates(w, o.allow_neg_eigval, x);
   const at::Tensor out =
       run_gated_delta_rule(qkv, gates, std::nullopt, sequences, state ? &state->S : nullptr);
   return gated_output(w.output, GateActivation::kSilu, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> GatedDeltaNet::state_shape(std::string_view field, int64_t B) const {
-  if (field == "S") {
-    return {B, options.num_value_heads, options.value_dim, options.head_dim};
-  }
-  return conv_shape(options, field, B);
+  return head_state_shape(options, field, B);
 }
 
 }  // namespace mdn::layers

@@ -20,12 +20,13 @@ struct GatedDeltaNetState : ConvStates {
 };
 
 /// alpha and beta of the gated delta rule, each [B, T, HV] in float32 (float64 models: float64):
-///   alpha = exp(-exp(A_log) softplus(a_proj x + dt_bias)),   beta = sigmoid(b_proj x)
+///   alpha = exp(-exp(A_log) softplus(a_proj x + dt_bias)),   beta = sigmoid(b_proj x),
+/// doubled with allow_neg_eigval.
 struct DeltaGates {
   at::Tensor alpha, beta;
 };
-DeltaGates delta_gates(const at::Tensor& x, const at::Tensor& a_proj, const at::Tensor& b_proj,
-                       const at::Tensor& A_log, const at::Tensor& dt_bias);
+DeltaGates delta_gates(const GatedDeltaNetWeights& weights, bool allow_neg_eigval,
+                       const at::Tensor& x);
 
 /// The operator of a layer without momentum, with q and k normalised inside: over x's tokens, or
 /// one step in place when a state meets a single token. `pi` [B, T, HV]: absent: alpha.

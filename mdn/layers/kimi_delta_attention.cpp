@@ -53,10 +53,7 @@ at::Tensor KimiDeltaAttention::operator()(const at::Tensor& x, const Sequences& 
 }
 
 std::vector<int64_t> KimiDeltaAttention::state_shape(std::string_view field, int64_t B) const {
-  if (field == "S") {
-    return {B, options.num_value_heads, options.value_dim, options.head_dim};
-  }
-  return conv_shape(options, field, B);
+  return head_state_shape(options, field, B);
 }
 
 }  // namespace mdn::layers

@@ -127,10 +127,7 @@ std::vector<int64_t> MomentumDeltaNet::state_shape(std::string_view field, int64
   if (field == "M" && options.momentum == MomentumKind::kNone) {
     return {};
   }
-  if (field == "S" || field == "M") {
-    return {B, options.num_value_heads, options.value_dim, options.head_dim};
-  }
-  return conv_shape(options, field, B);
+  return head_state_shape(options, field, B);
 }
 
 }  // namespace mdn::layers

@@ -11,7 +11,10 @@ std::vector<StateField> ConvStates::conv_fields() {
   return {{"conv_q", &conv_q}, {"conv_k", &conv_k}, {"conv_v", &conv_v}};
 }
 
-std::vector<int64_t> conv_shape(const HeadOptions& o, std::string_view field, int64_t B) {
+std::vector<int64_t> head_state_shape(const HeadOptions& o, std::string_view field, int64_t B) {
+  if (field == "S" || field == "M") {
+    return {B, o.num_value_heads, o.value_dim, o.head_dim};
+  }
   if (!o.use_short_conv) {
     return {};
   }

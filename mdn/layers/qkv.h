@@ -29,8 +29,10 @@ struct ConvStates {
   std::vector<StateField> conv_fields();
 };
 
-/// The shape of a field of ConvStates for B sequences; empty where the layer has no convolution.
-std::vector<int64_t> conv_shape(const HeadOptions& options, std::string_view field, int64_t B);
+/// The shape of a layer's state field for B sequences: S and M, else a field of ConvStates, which
+/// is empty where the layer has no convolution.
+std::vector<int64_t> head_state_shape(const HeadOptions& options, std::string_view field,
+                                      int64_t B);
 
 struct Qkv {
   at::Tensor q, k;  // [B, T, H, K]

@@ -125,33 +125,32 @@ layers::MomentumDeltaNet momentum_deltanet(Walk& walk, const Config& c) {
   return {o, w};
 }
 
-layers::GatedDeltaNet gated_deltanet(Walk& walk, const Config& c) {
-  const auto& o = c.gated_deltanet;
-  const int64_t D = c.hidden_size, HV = o.num_value_heads;
-  layers::GatedDeltaNetWeights w;
+// What Gated DeltaNet and Comba have in common, in this order.
+void delta_weights(Walk& walk, const layers::HeadOptions& o, int64_t D, bool gate,
+                   layers::GatedDeltaNetWeights& w) {
+  const int64_t HV = o.num_value_heads;
   w.A_log = walk.log_uniform("A_log", HV, 0, 16);
   w.dt_bias = walk.dt("dt_bias", HV);
   projections(walk, o, D, w.qkv);
   w.a_proj = walk.matrix("a_proj.weight", {HV, D});
   w.b_proj = walk.matrix("b_proj.weight", {HV, D});
   convolutions(walk, o, w.qkv);
-  w.output = output(walk, o, D, o.gate ? GateKind::kFull : GateKind::kNone);
+  w.output = output(walk, o, D, gate ? GateKind::kFull : GateKind::kNone);
+}
+
+layers::GatedDeltaNet gated_deltanet(Walk& walk, const Config& c) {
+  const auto& o = c.gated_deltanet;
+  layers::GatedDeltaNetWeights w;
+  delta_weights(walk, o, c.hidden_size, o.gate, w);
   return {o, w};
 }
 
 layers::Comba comba(Walk& walk, const Config& c) {
   const auto& o = c.comba;
-  const int64_t D = c.hidden_size, H = o.num_heads, HV = o.num_value_heads;
   layers::CombaWeights w;
-  w.decay = walk.vector("decay", H, Init::kOnes);
-  w.D = walk.vector("D", H, Init::kOnes);
-  w.A_log = walk.log_uniform("A_log", HV, 0, 16);
-  w.dt_bias = walk.dt("dt_bias", HV);
-  projections(walk, o, D, w.qkv);
-  w.a_proj = walk.matrix("a_proj.weight", {HV, D});
-  w.b_proj = walk.matrix("b_proj.weight", {HV, D});
-  convolutions(walk, o, w.qkv);
-  w.output = output(walk, o, D, o.gate ? GateKind::kFull : GateKind::kNone);
+  w.decay = walk.vector("decay", o.num_heads, Init::kOnes);
+  w.D = walk.vector("D", o.num_heads, Init::kOnes);
+  delta_weights(walk, o, c.hidden_size, o.gate, w);
   return {o, w};
 }
 

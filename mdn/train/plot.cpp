@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "mdn/io/markup.h"
+
 namespace mdn::train {
 namespace {
 
@@ -12,29 +14,6 @@ constexpr double kLeft = 64, kRight = 24, kTop = 52, kBottom = 52;  // margins, 
 constexpr size_t kMostPoints = 400;
 constexpr const char* kTrainColour = "#7aa6d8";
 constexpr const char* kHeldOutColour = "#c4422b";
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
 
 // Means of neighbours, so that noise does not become a solid band.
 std::vector<MetricPoint> thinned(const std::vector<MetricPoint>& points) {
@@ -113,7 +92,7 @@ std::string polyline(const std::vector<MetricPoint>& points, const Axes& axes, c
 std::string text(double x, double y, const char* anchor, const std::string& words,
                  const char* more = "") {
   return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\"{}>{}</text>\n", x, y,
-                     anchor, more, escaped(words));
+                     anchor, more, escape_markup(words));
 }
 
 std::string count_text(double value) {
