@@ -31,7 +31,7 @@ test: build ## run every test (the GPU's are skipped without one)
 	@tools/test.sh $(BUILD)
 
 lint: setup ## check formatting and run the static checks
-	@tools/lint.sh $(BUILD)
+	@tools/lint.sh
 
 format: setup ## reformat the C++ and CUDA sources in place
 	@git ls-files -z -- '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0 clang-format -i

@@ -14,6 +14,7 @@ if(MDN_MOLD)
   add_link_options($<$<LINK_LANGUAGE:CXX>:-fuse-ld=mold>)
 endif()
 
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG") # the kernels choose -O3, what is above torch -O1
 add_library(mdn_flags INTERFACE)
 target_include_directories(mdn_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_options(

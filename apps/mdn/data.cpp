@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "apps/mdn/clock.h"
 #include "apps/mdn/commands.h"
 #include "mdn/core/error.h"
 #include "mdn/data/dataset.h"
@@ -15,9 +16,7 @@
 namespace mdn::app {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-struct Options {
+struct DataOptions {
   std::vector<std::string> sources;
   std::string output;
   std::string check;
@@ -29,10 +28,6 @@ struct Options {
   bool no_eos = false;
   data::PrepareOptions prepare;
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Shells pass "\n" as two characters; a separator usually is line ends.
 std::string unescape(const std::string& text) {
@@ -65,7 +60,7 @@ std::string unescape(const std::string& text) {
 }
 
 /// One line that is drawn over itself, on a terminal only.
-class Bar {
+class PrepareBar {
  public:
   void show(const data::PrepareProgress& progress) {
     const double elapsed = seconds_since(start_);
@@ -135,7 +130,7 @@ void check(const std::string& folder) {
   fmt::print("every byte of every shard matches its checksum ({:.1f} s)\n", seconds_since(start));
 }
 
-void prepare(const Options& options) {
+void prepare(const DataOptions& options) {
   data::PrepareOptions prepared = options.prepare;
   prepared.sources.assign(options.sources.begin(), options.sources.end());
   prepared.output = options.output;
@@ -150,7 +145,7 @@ void prepare(const Options& options) {
   } else {
     tokenizer = load_tokenizer(options.tokenizer);
   }
-  Bar bar;
+  PrepareBar bar;
   prepared.progress = [&bar](const data::PrepareProgress& progress) { bar.show(progress); };
   const auto start = Clock::now();
   std::optional<data::Manifest> manifest;
@@ -167,7 +162,7 @@ void prepare(const Options& options) {
   fmt::print("done in {:.1f} s ({:.1f} MB/s)\n", seconds, text / 1e6 / std::max(seconds, 1e-3));
 }
 
-void run(const Options& options) {
+void run_data(const DataOptions& options) {
   if (!options.check.empty()) {
     MDN_CHECK(options.sources.empty() && options.output.empty(),
               "--check reads a folder that exists; it takes no sources and no --out");
@@ -182,7 +177,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_data(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<DataOptions>();
   data::PrepareOptions& prepare = options->prepare;
   CLI::App* command =
       program.add_subcommand("data",
@@ -240,7 +235,7 @@ void add_data(CLI::App& program) {
       "  mdn data web/*.jsonl.zst --tokenizer gpt2/tokenizer.json --val-fraction 0.005 --out "
       "data/web\n"
       "  mdn data --check data/shakespeare");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_data(*options); });
 }
 
 }  // namespace mdn::app

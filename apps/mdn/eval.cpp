@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 
+#include "apps/mdn/clock.h"
 #include "apps/mdn/commands.h"
 #include "apps/mdn/device.h"
 #include "mdn/core/error.h"
@@ -22,12 +23,11 @@ namespace mdn::app {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 constexpr const char* kResultFormat = "mdn-eval";
 constexpr int64_t kResultVersion = 1;
 
-struct Options {
+struct EvalOptions {
   std::string model;
   std::vector<std::string> tasks;
   std::string tokenizer;
@@ -39,15 +39,11 @@ struct Options {
   evaluate::Options evaluate;
 };
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 /// One line that is drawn over itself, on a terminal only.
-class Bar {
+class TaskBar {
  public:
-  explicit Bar(const std::string& name) : name_(name) {}
-  ~Bar() {
+  explicit TaskBar(const std::string& name) : name_(name) {}
+  ~TaskBar() {
     if (shown_) {
       fmt::print(stderr, "\r\x1b[K");
     }
@@ -100,7 +96,7 @@ OrderedJson describe_model(const fs::path& folder, const model::Decoder& decoder
           {"weights_sha256", weights}};
 }
 
-std::unique_ptr<Tokenizer> find_tokenizer(const Options& options, const model::Config& config) {
+std::unique_ptr<Tokenizer> find_tokenizer(const EvalOptions& options, const model::Config& config) {
   const fs::path path = options.tokenizer.empty() ? options.model : options.tokenizer;
   if (options.tokenizer.empty() && !fs::exists(path / kTokenizerFile)) {
     return nullptr;
@@ -118,7 +114,7 @@ void write_line(std::ofstream& stream, const std::string& path, const OrderedJso
   MDN_CHECK(stream.good(), "{}: cannot be written", path);
 }
 
-void run(const Options& options, const std::vector<std::string>& command_line) {
+void run_eval(const EvalOptions& options, const std::vector<std::string>& command_line) {
   if (options.list) {
     list_tasks();
     return;
@@ -143,7 +139,7 @@ void run(const Options& options, const std::vector<std::string>& command_line) {
 
   std::vector<evaluate::Result> results;
   for (const evaluate::TaskSpec& task : tasks) {
-    Bar bar(task.text());
+    TaskBar bar(task.text());
     evaluate::Options how = options.evaluate;
     how.progress = [&bar](double done) { bar.show(done); };
     if (samples.is_open()) {
@@ -187,7 +183,7 @@ void run(const Options& options, const std::vector<std::string>& command_line) {
 }  // namespace
 
 void add_eval(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<EvalOptions>();
   CLI::App* command = program.add_subcommand(
       "eval",
       "Measure a model: perplexity of texts, multiple choice and last words on the public data\n"
@@ -237,7 +233,7 @@ void add_eval(CLI::App& program) {
         words.insert(words.end(), option->results().begin(), option->results().end());
       }
     }
-    run(*options, words);
+    run_eval(*options, words);
   });
 }
 

@@ -49,7 +49,7 @@ class InterruptGuard {
   struct sigaction before_ = {};
 };
 
-struct Options {
+struct GenerateOptions {
   std::string folder;
   std::vector<std::string> prompts, ids;
   std::string prompt_file;
@@ -60,7 +60,7 @@ struct Options {
   DeviceOptions device;
 };
 
-std::vector<Prompt> collect_prompts(const Options& options) {
+std::vector<Prompt> collect_prompts(const GenerateOptions& options) {
   std::vector<Prompt> prompts;
   for (const std::string& text : options.prompts) {
     prompts.push_back({text, std::nullopt, std::nullopt, std::nullopt});
@@ -140,7 +140,7 @@ OrderedJson json_of(const Job& job, const Prompt& prompt, const generate::Reques
   return out;
 }
 
-void run(const Options& options) {
+void run_generate(const GenerateOptions& options) {
   std::vector<Prompt> prompts = collect_prompts(options);
   const bool by_ids = !options.ids.empty();
   generate::check(options.settings.sampler);
@@ -296,13 +296,13 @@ std::vector<int64_t> prompt_ids(const Tokenizer& tokenizer, const std::string& t
 }
 
 void add_generate(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<GenerateOptions>();
   CLI::App* command = program.add_subcommand(
       "generate",
       "Continue prompts with a model. The prompt is read in chunks; then every token costs the\n"
       "same time and memory, however long the text: what the model remembers is a state of fixed\n"
       "size, which can be saved and continued from.");
-  Options& o = *options;
+  GenerateOptions& o = *options;
   GenerateSettings& s = o.settings;
   command
       ->add_option("MODEL_DIR", o.folder,
@@ -396,7 +396,7 @@ void add_generate(CLI::App& program) {
       "          mdn generate out/demo -p \"Once\" --save-state once.mdnstate\n"
       "          mdn generate out/demo --load-state once.mdnstate -n 100\n"
       "          mdn generate out/demo --ids \"72 105\" -n 8 --temperature 0 --json");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_generate(*options); });
 }
 
 }  // namespace mdn::app

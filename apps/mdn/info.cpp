@@ -16,7 +16,7 @@ namespace {
 
 using model::Config;
 
-struct Options {
+struct InfoOptions {
   std::string config;
   int64_t batch = 1;
   int64_t length = 4096;
@@ -142,7 +142,7 @@ void check_countable(const std::vector<model::WeightSpec>& table, const std::str
             parameters);
 }
 
-void run(const Options& options) {
+void run_info(const InfoOptions& options) {
   const Config c = model::read_config(options.config);
   const std::vector<model::WeightSpec> table = model::weight_table(c);
   check_countable(table, options.config);
@@ -203,7 +203,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_info(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InfoOptions>();
   CLI::App* command = program.add_subcommand(
       "info",
       "Parameters by part and memory of weights, optimiser, activations and states of a\n"
@@ -219,7 +219,7 @@ void add_info(CLI::App& program) {
       ->capture_default_str();
   command->add_flag("--weights", options->weights, "list every parameter with its shape");
   command->footer("Example: mdn info configs/mdn_400m.json --batch 8");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_info(*options); });
 }
 
 }  // namespace mdn::app

@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 // More than the tokens of ordinary text have, so that a prefix is enough to read.
 constexpr int64_t kBytesAToken = 64;
 
-struct Options {
+struct InspectOptions {
   std::string model;
   std::string text = MDN_CORPUS "/shakespeare.txt";
   std::string tokenizer;
@@ -55,7 +55,7 @@ struct Text {
   std::string sha256;
 };
 
-Text read_text(const Options& options, const model::Config& config) {
+Text read_text(const InspectOptions& options, const model::Config& config) {
   const fs::path place = options.tokenizer.empty() ? options.model : options.tokenizer;
   MDN_CHECK(!options.tokenizer.empty() || fs::exists(place / kTokenizerFile),
             "{} has no {}: give the one the model was trained with by --tokenizer", place.string(),
@@ -76,7 +76,7 @@ Text read_text(const Options& options, const model::Config& config) {
   return out;
 }
 
-void run(const Options& options) {
+void run_inspect(const InspectOptions& options) {
   std::vector<Form> forms;
   for (const std::string& path : options.out) {
     forms.push_back(form_of(path));
@@ -109,7 +109,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_inspect(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectOptions>();
   CLI::App* command = program.add_subcommand(
       "inspect",
       "What each layer's and head's gates do on real text: distributions of alpha, mu, beta and\n"
@@ -137,7 +137,7 @@ void add_inspect(CLI::App& program) {
       "          mdn inspect MODEL --text book.txt --tokens 8192 --out gates.html\n"
       "          mdn inspect MODEL --out plane.svg --out numbers.json\n"
       "          mdn inspect MODEL --json | python3 -m json.tool | less");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_inspect(*options); });
 }
 
 }  // namespace mdn::app

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kMqarVocab = 8192;  // Zoology's
 constexpr int64_t kUsualVocab = 256;
 
-struct Options {
+struct SynthOptions {
   std::vector<std::string> tasks;
   std::string out;
   int64_t examples = 100'000;
@@ -32,7 +32,7 @@ std::vector<int32_t> narrow(const std::vector<int64_t>& ids) {
   return {ids.begin(), ids.end()};
 }
 
-void run(const Options& options) {
+void run_synth(const SynthOptions& options) {
   std::vector<std::pair<evaluate::TaskSpec, evaluate::SyntheticTask>> tasks;
   int64_t vocab = 0, longest = 0;
   for (const std::string& text : options.tasks) {
@@ -87,7 +87,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_synth(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SynthOptions>();
   CLI::App* command = program.add_subcommand(
       "synth",
       "Write examples of made-up tasks as token shards, with targets of their own, for `mdn "
@@ -116,7 +116,7 @@ void add_synth(CLI::App& program) {
       "data/mqar\n"
       "          mdn train configs/demo/train.json --data data/parity --order documents --length "
       "32");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_synth(*options); });
 }
 
 }  // namespace mdn::app

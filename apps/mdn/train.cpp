@@ -15,7 +15,7 @@
 namespace mdn::app {
 namespace {
 
-struct Options {
+struct TrainOptions {
   std::string config;
   std::string resume;  // "true": the newest; else a path
   bool overwrite = false;
@@ -31,7 +31,7 @@ void on_signal(int signal) {
   }
 }
 
-void run(const Options& options) {
+void run_train(const TrainOptions& options) {
   // The second signal must find the handler still there.
   struct sigaction action = {};
   action.sa_handler = on_signal;
@@ -69,7 +69,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_train(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TrainOptions>();
   CLI::App* command = program.add_subcommand(
       "train",
       "Train a model as a JSON file says; any of its keys can be given as a flag instead.\n"
@@ -101,7 +101,7 @@ void add_train(CLI::App& program) {
       "          mdn train configs/demo/train.json --data data/shakespeare --out runs/demo\n"
       "          mdn train configs/demo/train.json --data data/shakespeare --out runs/demo "
       "--resume");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_train(*options); });
 }
 
 }  // namespace mdn::app

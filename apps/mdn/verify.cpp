@@ -13,14 +13,14 @@
 namespace mdn::app {
 namespace {
 
-struct Options {
+struct VerifyOptions {
   std::string folder;
   DeviceOptions device;
   std::optional<double> logits, gradients;  // absent: the dtype's default
   bool all = false;
 };
 
-void run(const Options& options) {
+void run_verify(const VerifyOptions& options) {
   const at::ScalarType type = options.device.type();
   const model::GivenTolerances given{options.logits, options.gradients};
   const auto entries = model::verify(options.folder, type, options.device.device(), given);
@@ -48,7 +48,7 @@ void run(const Options& options) {
 }  // namespace
 
 void add_verify(CLI::App& program) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<VerifyOptions>();
   CLI::App* command = program.add_subcommand(
       "verify",
       "Compare a model with a golden file: relative 2-norm errors of the logits, the loss, the\n"
@@ -66,7 +66,7 @@ void add_verify(CLI::App& program) {
       ->check(CLI::PositiveNumber);
   command->add_flag("--all", options->all, "list every gradient");
   command->footer("Example: mdn verify tests/data/goldens/mdn");
-  command->callback([options] { run(*options); });
+  command->callback([options] { run_verify(*options); });
 }
 
 }  // namespace mdn::app

@@ -13,7 +13,7 @@ namespace mdn::evaluate {
 namespace {
 
 // Tokens collected before they are scored: enough to batch by length, little to hold.
-constexpr int64_t kGroupTokens = int64_t{1} << 20;
+constexpr int64_t kDocumentTokens = int64_t{1} << 20;
 
 /// A document as the model reads it.
 struct Encoded {
@@ -221,7 +221,7 @@ void run_perplexity(Scorer& scorer, const Tokenizer& tokenizer, const Options& o
     ++seen;
     held += static_cast<int64_t>(document.tokens.size());
     group.push_back(std::move(document));
-    if (held >= kGroupTokens) {
+    if (held >= kDocumentTokens) {
       flush();
     }
   }

@@ -8,18 +8,18 @@ namespace mdn::inspect {
 namespace {
 
 // JSON has no infinity: "inf" in its place, so that it is not taken for a missing number.
-OrderedJson number(double value) {
+OrderedJson json_number(double value) {
   return std::isfinite(value) ? OrderedJson(value) : OrderedJson("inf");
 }
 
 OrderedJson json_of(const Distribution& d) {
   OrderedJson quantiles;
   for (size_t i = 0; i < kProbabilities.size(); ++i) {
-    quantiles[fmt::format("{}", kProbabilities[i])] = number(d.quantiles[i]);
+    quantiles[fmt::format("{}", kProbabilities[i])] = json_number(d.quantiles[i]);
   }
   const Histogram& h = d.histogram;
   return {{"count", d.count},
-          {"mean", number(d.mean)},
+          {"mean", json_number(d.mean)},
           {"quantiles", quantiles},
           {"histogram",
            {{"low", h.low},

@@ -10,7 +10,7 @@ std::string range_text(const Distribution& d) {
   return fmt::format("{:.2f} [{:.2f} {:.2f}]", d.median(), d.quantiles[1], d.quantiles[5]);
 }
 
-std::string life_text(const Distribution& d) {
+std::string life_cell(const Distribution& d) {
   if (d.count == 0) {
     return "-";
   }
@@ -69,8 +69,8 @@ std::string report_table(const Report& report) {
         gates.push_back(values ? range_text(*values) : "-");
       }
       line(std::to_string(layer.layer), std::to_string(i), gates,
-           {life_text(head.half_life.S), life_text(head.half_life.M),
-            life_text(head.half_life.write), life_text(head.half_life.key),
+           {life_cell(head.half_life.S), life_cell(head.half_life.M),
+            life_cell(head.half_life.write), life_cell(head.half_life.key),
             fmt::format("{:.3f}", head.radius.median()),
             fmt::format("{:.1f}%", 100 * head.share_complex),
             fmt::format("{:.2f}%", 100 * head.share_outside)});

@@ -20,7 +20,7 @@ using torch::autograd::variable_list;
 constexpr int64_t kChunkBytes = int64_t{448} << 20;
 constexpr int64_t kRowMultiple = 64;  // of the padded vocabulary: keeps rows of logits aligned
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedCrossEntropy : public torch::autograd::Function<FusedCrossEntropy> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden_in,
                             const at::Tensor& weight, const at::Tensor& targets_in,
@@ -113,7 +113,7 @@ at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weig
   check(weight, "weight", {weight.size(0), hidden.size(-1)}, weight.scalar_type());
   check(targets, "targets", hidden.sizes().slice(0, hidden.dim() - 1), at::kLong);
   if (use_cuda_kernel(hidden) && hidden.size(-1) % 8 == 0) {
-    return Fused::apply(hidden, weight, targets, at::GradMode::is_enabled());
+    return FusedCrossEntropy::apply(hidden, weight, targets, at::GradMode::is_enabled());
   }
   const at::Tensor logits = at::linear(hidden, weight.to(hidden.scalar_type()));
   const auto type = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

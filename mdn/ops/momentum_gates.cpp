@@ -40,7 +40,7 @@ kernels::MomentumGatesParameters parameters_of(const variable_list& x) {
           .mu_bias = floats(8)};
 }
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedMomentumGates : public torch::autograd::Function<FusedMomentumGates> {
  public:
   static variable_list forward(AutogradContext* ctx, at::TensorList inputs, double tau,
                                double min_log_mu) {
@@ -177,8 +177,8 @@ MomentumGates momentum_gates(const GateProjections& x, const GateParameters& p, 
   }
   const variable_list inputs = {x.a,      x.b,          x.m,       x.e,      p.A_log,
                                 p.Mu_log, p.log_factor, p.dt_bias, p.mu_bias};
-  const auto y = Fused::apply(at::TensorList(inputs), tau,
-                              min_log_mu.value_or(-std::numeric_limits<double>::infinity()));
+  const auto y = FusedMomentumGates::apply(
+      at::TensorList(inputs), tau, min_log_mu.value_or(-std::numeric_limits<double>::infinity()));
   return {y[0], y[1], y[2], y[3]};
 }
 

@@ -20,7 +20,7 @@ constexpr const char* kOp = "residual_mlp";
 // What the backward pass reads; from kWeights on norm, gate_proj, up_proj, down_proj as given.
 enum Saved { kX, kNorm, kInner, kPack, kDown, kWeights };
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedResidualMlp : public torch::autograd::Function<FusedResidualMlp> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in, at::TensorList weights,
                             double eps) {
@@ -109,7 +109,7 @@ at::Tensor residual_mlp(const at::Tensor& x, const ResidualMlp& w, double eps) {
   check(w.up_proj, "up_proj", {I, D}, w.gate_proj.scalar_type());
   check(w.down_proj, "down_proj", {D, I}, w.down_proj.scalar_type());
   const variable_list weights = {w.norm, w.gate_proj, w.up_proj, w.down_proj};
-  return Fused::apply(x, at::TensorList(weights), eps);
+  return FusedResidualMlp::apply(x, at::TensorList(weights), eps);
 }
 
 }  // namespace mdn::ops

@@ -278,7 +278,8 @@ Options kept_options(AutogradContext* ctx) {
           .eps = numbers[1]};
 }
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedResidualMomentumDeltanet
+    : public torch::autograd::Function<FusedResidualMomentumDeltanet> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in, at::TensorList weights,
                             const Options& o, const std::optional<at::Tensor>& cu_seqlens,
@@ -517,7 +518,8 @@ at::Tensor residual_momentum_deltanet(const at::Tensor& x, const ResidualMomentu
       cu_seqlens ? std::optional(check_cu_seqlens(kOp, *cu_seqlens, x.size(0), x.size(1), at::kCPU))
                  : std::nullopt;
   const variable_list weights = list_of(w);
-  return Fused::apply(x, at::TensorList(weights), o, bounds, at::GradMode::is_enabled());
+  return FusedResidualMomentumDeltanet::apply(x, at::TensorList(weights), o, bounds,
+                                              at::GradMode::is_enabled());
 }
 
 }  // namespace mdn::ops

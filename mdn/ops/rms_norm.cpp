@@ -81,7 +81,7 @@ Gradients backward(const at::Tensor& x, const at::Tensor& weight, double eps,
   return d;
 }
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedRmsNorm : public torch::autograd::Function<FusedRmsNorm> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in,
                             const at::Tensor& weight_in, double eps,
@@ -130,7 +130,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
                          : use_cuda_kernel(x) && kernels::cuda::rms_norm_unsupported(
                                                      dtype_of(kOp, x.scalar_type()), x.size(-1))
                                                      .empty();
-  return fused ? Fused::apply(x, weight, eps, gate) : composite(x, weight, eps, gate);
+  return fused ? FusedRmsNorm::apply(x, weight, eps, gate) : composite(x, weight, eps, gate);
 }
 
 }  // namespace mdn::ops

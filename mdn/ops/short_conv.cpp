@@ -70,7 +70,7 @@ std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& x, const at::Tensor
   return {d_x, d_weight};
 }
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedShortConv : public torch::autograd::Function<FusedShortConv> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in,
                             const at::Tensor& weight_in,
@@ -134,7 +134,8 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
       use_cpu_kernel(x) ||
       (use_cuda_kernel(x) &&
        kernels::cuda::short_conv_unsupported({.C = x.size(2), .W = weight.size(2)}).empty());
-  return kernel && !bias ? Fused::apply(x, weight, bounds) : composite(x, weight, bounds, bias);
+  return kernel && !bias ? FusedShortConv::apply(x, weight, bounds)
+                         : composite(x, weight, bounds, bias);
 }
 
 }  // namespace mdn::ops

@@ -54,7 +54,7 @@ variable_list backward(const at::Tensor& a, const at::Tensor& b, const at::Tenso
   return {d_a, d_b};
 }
 
-class Fused : public torch::autograd::Function<Fused> {
+class FusedSwiglu : public torch::autograd::Function<FusedSwiglu> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a_in, const at::Tensor& b_in) {
     const at::Tensor a = a_in.contiguous(), b = b_in.contiguous();
@@ -73,7 +73,7 @@ class Fused : public torch::autograd::Function<Fused> {
 
 at::Tensor swiglu(const at::Tensor& a, const at::Tensor& b) {
   TensorCheck{"swiglu", a.device()}(b, "b", a.sizes(), a.scalar_type());
-  return use_cpu_kernel(a) || use_cuda_kernel(a) ? Fused::apply(a, b) : at::silu(a) * b;
+  return use_cpu_kernel(a) || use_cuda_kernel(a) ? FusedSwiglu::apply(a, b) : at::silu(a) * b;
 }
 
 }  // namespace mdn::ops
