@@ -97,10 +97,23 @@ void backward(const KimiDeltaRuleBackward& call);
 void step(const KimiDeltaRuleStep& call);
 }  // namespace reference
 
-/// The step alone, in float32 and bfloat16, SIMD and threads. Whole sequences in these types are
-/// the chunkwise program of mdn/ops/kimi_delta_rule_chunks.h.
+/// The step alone, in float32 and bfloat16, SIMD and threads. Whole sequences are the chunkwise
+/// program of mdn/ops/kimi_delta_rule_chunks.h.
 namespace cpu {
 void step(const KimiDeltaRuleStep& call);
 }  // namespace cpu
+
+/// Whole sequences in bfloat16 and float16 with K and V multiples of 8 up to 128, and the step in
+/// every type but float64 with K up to 512. Work is queued on `stream` (a cudaStream_t) of the
+/// current device and nothing waits for it; tensors start on multiples of 16 bytes. In a build
+/// without CUDA everything is unsupported.
+namespace cuda {
+std::string unsupported(const KimiDeltaRuleProblem& problem);  // empty: supported
+std::string unsupported(const KimiDeltaRuleStep& call);
+KimiDeltaRuleSizes sizes(const KimiDeltaRuleProblem& problem);
+void forward(const KimiDeltaRuleForward& call, Stream stream);
+void backward(const KimiDeltaRuleBackward& call, Stream stream);
+void step(const KimiDeltaRuleStep& call, Stream stream);
+}  // namespace cuda
 
 }  // namespace mdn::kernels

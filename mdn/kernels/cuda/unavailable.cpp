@@ -1,6 +1,7 @@
 // The CUDA backend of a build without CUDA: every function says so.
 #include "mdn/core/error.h"
 #include "mdn/kernels/cross_entropy.h"
+#include "mdn/kernels/kimi_delta_rule.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 #include "mdn/kernels/momentum_gates.h"
 #include "mdn/kernels/rms_norm.h"
@@ -33,6 +34,26 @@ void backward(const MomentumDeltaRuleBackward&, Stream) {
 }
 void step(const MomentumDeltaRuleStep&, Stream) {
   unavailable("momentum_delta_rule step");
+}
+
+// Where kernels are not supported a program of libtorch's operations runs.
+std::string unsupported(const KimiDeltaRuleProblem&) {
+  return "this build has no CUDA backend";
+}
+std::string unsupported(const KimiDeltaRuleStep&) {
+  return "this build has no CUDA backend";
+}
+KimiDeltaRuleSizes sizes(const KimiDeltaRuleProblem&) {
+  unavailable("kimi_delta_rule");
+}
+void forward(const KimiDeltaRuleForward&, Stream) {
+  unavailable("kimi_delta_rule forward");
+}
+void backward(const KimiDeltaRuleBackward&, Stream) {
+  unavailable("kimi_delta_rule backward");
+}
+void step(const KimiDeltaRuleStep&, Stream) {
+  unavailable("kimi_delta_rule step");
 }
 
 std::string short_conv_unsupported(const ShortConvProblem&) {
