@@ -23,7 +23,17 @@ at::ScalarType gate_type_of(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// The tensors of a call, contiguous and checked, in the form both backends read.
+// Kernels of the CUDA backend read 16 bytes at once; a view may start anywhere.
+Tensor aligned(const Tensor& x) {
+  const Tensor dense = x.contiguous();
+  const bool starts_well = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
+  return dense.is_cuda() && !starts_well ? dense.clone() : dense;
+}
+OptionalTensor aligned(const OptionalTensor& x) {
+  return x ? OptionalTensor(aligned(*x)) : std::nullopt;
+}
+
+// The tensors of a call, contiguous and checked, in the form every backend reads.
 struct Call {
   kimi_chunks::Call x;
   OptionalTensor cu_seqlens;
@@ -33,6 +43,17 @@ struct Call {
     return {data(x.q), data(x.k), data(x.v), data(x.alpha), data(x.beta), data(x.initial_S)};
   }
   bool reference() const { return problem.dtype == DType::kFloat64 && x.q.is_cpu(); }
+  // Whether the CUDA kernels take it; whatever they do not is the chunkwise program.
+  bool has_kernels() const { return x.q.is_cuda() && kernels::cuda::unsupported(problem).empty(); }
+  // The problem as the CUDA kernels read it, with boundaries in the device's memory: `memory`.
+  kernels::KimiDeltaRuleProblem on_device(Tensor& memory) const {
+    kernels::KimiDeltaRuleProblem p = problem;
+    if (cu_seqlens) {
+      memory = cu_seqlens->to(x.q.device());
+      p.cu_seqlens = memory.const_data_ptr<int64_t>();
+    }
+    return p;
+  }
 };
 
 Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
@@ -77,23 +98,20 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
     call.x.bounds.assign(p.cu_seqlens, p.cu_seqlens + p.N + 1);
   }
   check(initial_S, "initial_S", {p.N, HV, V, K}, gate_type);
-  call.x.q = q.contiguous();
-  call.x.k = k.contiguous();
-  call.x.v = v.contiguous();
-  call.x.alpha = alpha.contiguous();
+  call.x.q = aligned(q);
+  call.x.k = aligned(k);
+  call.x.v = aligned(v);
+  call.x.alpha = aligned(alpha);
   call.x.beta = beta.contiguous();
-  call.x.initial_S = contiguous(initial_S);
+  call.x.initial_S = aligned(initial_S);
   call.x.scale = p.scale;
   call.x.l2norm = l2norm;
   return call;
 }
 
-Tensor bytes(size_t size) {
-  return at::empty({static_cast<int64_t>(size)}, at::kByte);
-}
-
-// What the forward pass saves is a state a chunk, or nothing in float64. A packed call has at most
-// this many chunks, and tracing can say so without its boundaries.
+// What the program's forward pass saves is a state a chunk, or nothing in float64; the CUDA kernels
+// save nothing. A packed call has at most this many chunks, and tracing, to which what is saved is
+// opaque, can say so without its boundaries.
 template <class Int>
 Int most_chunks(const Int& B, const Int& T, const std::optional<Int>& N) {
   constexpr int64_t C = kimi_chunks::kChunk;
@@ -111,12 +129,26 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   if (call.reference()) {
     Tensor o = at::empty_like(call.x.v);
     Tensor final_S = at::empty({p.N, p.HV, p.V, p.K}, call.x.beta.options());
-    const Tensor workspace = bytes(kernels::reference::sizes(p).forward_workspace);
+    const Tensor workspace = workspace_like(q, kernels::reference::sizes(p).forward_workspace);
     kernels::reference::forward({.problem = p,
                                  .inputs = call.inputs(),
                                  .o = o.data_ptr(),
                                  .final_S = final_S.data_ptr(),
                                  .workspace = workspace.data_ptr()});
+    return {o, final_S, nothing};
+  }
+  if (call.has_kernels()) {
+    Tensor boundaries;
+    const auto problem = call.on_device(boundaries);
+    Tensor o = at::empty_like(call.x.v);
+    Tensor final_S = at::empty({p.N, p.HV, p.V, p.K}, call.x.beta.options());
+    const Tensor workspace = workspace_like(q, kernels::cuda::sizes(problem).forward_workspace);
+    kernels::cuda::forward({.problem = problem,
+                            .inputs = call.inputs(),
+                            .o = o.data_ptr(),
+                            .final_S = final_S.data_ptr(),
+                            .workspace = workspace.data_ptr()},
+                           device.stream());
     return {o, final_S, nothing};
   }
   const bool saves = save && p.dtype != DType::kFloat64;
@@ -140,26 +172,35 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   const TensorCheck check{"kimi_delta_rule_backward", q.device()};
   check(d_o, "d_o", v.sizes(), v.scalar_type());
   check(d_final_S, "d_final_S", {p.N, p.HV, p.V, p.K}, beta.scalar_type());
-  const Tensor d_o_c = d_o.contiguous();
-  const OptionalTensor d_S = contiguous(d_final_S);
+  const Tensor d_o_c = aligned(d_o);
+  const OptionalTensor d_S = aligned(d_final_S);
   const Tensor nothing = at::empty({0}, call.x.beta.options());
-  if (call.reference()) {
+  if (call.reference() || call.has_kernels()) {
     Tensor d_q = at::empty_like(call.x.q), d_k = at::empty_like(call.x.k);
     Tensor d_v = at::empty_like(call.x.v), d_alpha = at::empty_like(call.x.alpha);
     Tensor d_beta = at::empty_like(call.x.beta);
     Tensor d_initial_S = initial_S ? at::empty_like(*call.x.initial_S) : nothing;
-    const Tensor workspace = bytes(kernels::reference::sizes(p).backward_workspace);
-    kernels::reference::backward({.problem = p,
-                                  .inputs = call.inputs(),
-                                  .d_o = data(d_o_c),
-                                  .d_final_S = data(d_S),
-                                  .d_q = d_q.data_ptr(),
-                                  .d_k = d_k.data_ptr(),
-                                  .d_v = d_v.data_ptr(),
-                                  .d_alpha = d_alpha.data_ptr(),
-                                  .d_beta = d_beta.data_ptr(),
-                                  .d_initial_S = initial_S ? d_initial_S.data_ptr() : nullptr,
-                                  .workspace = workspace.data_ptr()});
+    Tensor boundaries;
+    kernels::KimiDeltaRuleBackward args{
+        .problem = call.reference() ? p : call.on_device(boundaries),
+        .inputs = call.inputs(),
+        .d_o = data(d_o_c),
+        .d_final_S = data(d_S),
+        .d_q = d_q.data_ptr(),
+        .d_k = d_k.data_ptr(),
+        .d_v = d_v.data_ptr(),
+        .d_alpha = d_alpha.data_ptr(),
+        .d_beta = d_beta.data_ptr(),
+        .d_initial_S = initial_S ? d_initial_S.data_ptr() : nullptr};
+    const auto sizes = call.reference() ? kernels::reference::sizes(args.problem)
+                                        : kernels::cuda::sizes(args.problem);
+    const Tensor workspace = workspace_like(q, sizes.backward_workspace);
+    args.workspace = workspace.data_ptr();
+    if (call.reference()) {
+      kernels::reference::backward(args);
+    } else {
+      kernels::cuda::backward(args, device.stream());
+    }
     return {d_q, d_k, d_v, d_alpha, d_beta, d_initial_S};
   }
   const auto d = kimi_chunks::backward(call.x, saved, d_o_c, d_S);
@@ -225,6 +266,7 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
                 S.size(0));
     }
   }
+  const DeviceScope device(q);
   const Tensor q_c = q.contiguous(), k_c = k.contiguous(), v_c = v.contiguous();
   const Tensor alpha_c = alpha.contiguous(), beta_c = beta.contiguous();
   const OptionalTensor slots_c = contiguous(slots);
@@ -246,6 +288,10 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
       .S = S.data_ptr(),
       .slots = static_cast<const int64_t*>(data(slots_c)),
       .o = o.data_ptr()};
+  if (q.is_cuda() && kernels::cuda::unsupported(args).empty()) {
+    kernels::cuda::step(args, device.stream());
+    return o;
+  }
   if (q.is_cuda()) {
     return composite_step(args, q_c, k_c, v_c, alpha_c, beta_c, S, slots_c);
   }

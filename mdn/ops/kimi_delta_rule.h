@@ -9,8 +9,10 @@
 //       Tensor(a!) S, Tensor? slots=None, float? scale=None, bool l2norm=False) -> Tensor o
 //
 // with autograd (once: a second derivative is an error) and meta functions. float64 on the CPU is
-// the reference; everything else is the chunkwise program of mdn/ops/kimi_delta_rule_chunks.h,
-// whose arithmetic is float32. The step is a kernel on the CPU and ATen's operations on CUDA.
+// the reference; bfloat16 and float16 on CUDA with K and V multiples of 8 up to 128 are kernels,
+// which round operands of products to the inputs' type; everything else is the chunkwise program of
+// mdn/ops/kimi_delta_rule_chunks.h, whose arithmetic is float32. The step is a kernel of the CPU's
+// and of CUDA's; float64 or K above 512 on CUDA are ATen's operations.
 #pragma once
 
 #include <ATen/core/Tensor.h>

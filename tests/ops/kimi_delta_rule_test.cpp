@@ -15,29 +15,19 @@
 #include "mdn/core/error.h"
 #include "mdn/io/safetensors.h"
 #include "mdn/ops/kimi_delta_rule_chunks.h"
+#include "tests/support/kimi_delta_rule_cases.h"
 
 namespace mdn::ops {
 namespace {
 
 using at::Tensor;
 
-enum class Decay { kMild, kLayer, kNone, kMinus20, kMinus200, kAll, kMixed };
+using test::Decay;
+using Case = test::KimiDeltaRuleCase;
 
-struct Case {
-  const char* name;
-  int64_t B = 1, T = 1, H = 1, HV = 1, K = 16, V = 16;
-  std::vector<int64_t> bounds = {};
-  Decay decay = Decay::kLayer;
-  bool states = true;
-  bool l2norm = false;
-  double key_cosine = 0;
-  double beta = 1;  // the largest
-
-  int64_t sequences() const { return bounds.empty() ? B : int64_t(bounds.size()) - 1; }
-  std::optional<Tensor> cu_seqlens() const {
-    return bounds.empty() ? std::nullopt : std::optional(at::tensor(bounds, at::kLong));
-  }
-};
+std::optional<Tensor> cu_seqlens_of(const Case& c) {
+  return c.bounds.empty() ? std::nullopt : std::optional(at::tensor(c.bounds, at::kLong));
+}
 
 /// In float64, rounded to `type`; q, k, v, alpha, beta, S, then the gradients of o and of S.
 struct Data {
@@ -110,7 +100,7 @@ std::vector<Tensor> by_operator(const Case& c, const Data& data, at::ScalarType 
   }
   const auto [o, S] =
       kimi_delta_rule(x[0], x[1], x[2], x[3], x[4], c.states ? std::optional(x[5]) : std::nullopt,
-                      c.cu_seqlens(), std::nullopt, c.l2norm);
+                      cu_seqlens_of(c), std::nullopt, c.l2norm);
   if (!c.states) {
     x.pop_back();
   }
@@ -203,34 +193,7 @@ TEST_P(KimiDeltaRule, Float32) {
   expect_close(by_operator(c, data, at::kFloat), want, tolerances(c, data, want, 0x1p-24));
 }
 
-std::vector<Case> cases() {
-  const std::vector<int64_t> lengths = {0, 1, 1, 64, 129, 130, 130, 200};
-  return {
-      {.name = "one_token"},
-      {.name = "chunk_less_one", .B = 2, .T = 63, .H = 2, .HV = 2, .K = 32, .V = 24},
-      {.name = "chunk", .B = 2, .T = 64, .H = 2, .HV = 2},
-      {.name = "chunk_and_one", .B = 2, .T = 65, .H = 2, .HV = 2, .K = 24, .V = 40},
-      {.name = "two_chunks_and_two", .B = 2, .T = 130, .H = 2, .HV = 2, .decay = Decay::kMild},
-      {.name = "odd_sizes", .T = 70, .K = 5, .V = 3},
-      {.name = "fresh_start", .T = 70, .states = false},
-      {.name = "grouped", .B = 2, .T = 66, .H = 2, .HV = 6},
-      {.name = "normalised", .B = 2, .T = 66, .H = 2, .HV = 4, .l2norm = true},
-      {.name = "packed", .T = 200, .H = 2, .HV = 4, .bounds = lengths, .l2norm = true},
-      {.name = "packed_fresh", .T = 200, .bounds = lengths, .states = false},
-      {.name = "no_decay", .T = 130, .decay = Decay::kNone},
-      {.name = "minus_20", .T = 130, .decay = Decay::kMinus20},
-      {.name = "minus_200", .T = 130, .decay = Decay::kMinus200},
-      {.name = "all_decay", .T = 130, .decay = Decay::kAll},
-      {.name = "mixed_decay", .B = 2, .T = 130, .H = 2, .HV = 2, .decay = Decay::kMixed},
-      {.name = "negative_eigenvalues", .T = 130, .decay = Decay::kMild, .beta = 2},
-      {.name = "correlated_keys", .T = 130, .K = 32, .decay = Decay::kMild, .key_cosine = 0.9},
-      // More than a piece of the chunkwise program: cut by steps, and by heads.
-      {.name = "long", .B = 2, .T = 400, .H = 3, .HV = 3, .K = 128, .V = 8},
-      {.name = "many_heads", .B = 2, .T = 70, .H = 18, .HV = 18, .K = 128, .V = 4},
-  };
-}
-
-INSTANTIATE_TEST_SUITE_P(Ops, KimiDeltaRule, testing::ValuesIn(cases()),
+INSTANTIATE_TEST_SUITE_P(Ops, KimiDeltaRule, testing::ValuesIn(test::kimi_delta_rule_cases()),
                          [](const testing::TestParamInfo<Case>& test) { return test.param.name; });
 
 Tensor read(const SafetensorsFile& file, const std::string& name) {
