@@ -48,6 +48,15 @@ __global__ void gates_kernel(float* alpha, float* mu, float* eta, float* beta, i
   }
 }
 
+/// exp(-rate u), or u where rate is 0.
+__global__ void uniform_kernel(float* to, int64_t count, float rate, uint64_t seed) {
+  const int64_t stride = int64_t{kThreads} * kBlocks;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
+    const float x = uniform(seed, i);
+    to[i] = rate == 0.0f ? x : expf(-rate * x);
+  }
+}
+
 __global__ void in_place_kernel(float4* data, int64_t count) {
   constexpr int kInFlight = 4;
   const int64_t first = int64_t{blockIdx.x} * kThreads * kInFlight + threadIdx.x;
@@ -115,6 +124,15 @@ void fill_layer_gates(float* alpha, float* mu, float* eta, float* beta, int64_t 
                       uint64_t seed) {
   launch("launch of gates_kernel", gates_kernel, kBlocks, kThreads, 0, nullptr, alpha, mu, eta,
          beta, count, seed);
+}
+
+void fill_decays(float* to, int64_t count, float rate, uint64_t seed) {
+  launch("launch of uniform_kernel", uniform_kernel, kBlocks, kThreads, 0, nullptr, to, count, rate,
+         seed);
+}
+
+void fill_uniform(float* to, int64_t count, uint64_t seed) {
+  fill_decays(to, count, 0.0f, seed);
 }
 
 double time_on_device(const std::function<void()>& body, cudaStream_t stream, int repeats) {

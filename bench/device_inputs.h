@@ -20,6 +20,12 @@ void fill_normal(void* to, int64_t count, DType dtype, float deviation, uint64_t
 void fill_layer_gates(float* alpha, float* mu, float* eta, float* beta, int64_t count,
                       uint64_t seed);
 
+/// Numbers exp(-rate u), u uniform in (0, 1): decays of channels.
+void fill_decays(float* to, int64_t count, float rate, uint64_t seed);
+
+/// Uniform in (0, 1).
+void fill_uniform(float* to, int64_t count, uint64_t seed);
+
 /// Median over `repeats` calls of `body`, each after the L2 cache has been written over, in ms.
 /// `body` queues its work on `stream`.
 double time_on_device(const std::function<void()>& body, cudaStream_t stream, int repeats = 30);

@@ -1,0 +1,171 @@
+// Speed of kimi_delta_rule on a GPU, as tables in Markdown: passes over whole sequences in bfloat16
+// with q and k normalised inside, and the step. L2 is flushed before every timed call, medians of
+// 30; the copy bandwidth is measured in the same run.
+//
+//     bench_kimi_delta_rule_cuda
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include "bench/device_inputs.h"
+#include "mdn/core/error.h"
+#include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/kimi_delta_rule.h"
+
+namespace mdn::bench {
+namespace {
+
+using kernels::KimiDeltaRuleBackward;
+using kernels::KimiDeltaRuleForward;
+using kernels::KimiDeltaRuleInputs;
+using kernels::KimiDeltaRuleProblem;
+using kernels::KimiDeltaRuleSizes;
+using kernels::KimiDeltaRuleStep;
+
+constexpr DType kType = DType::kBFloat16;
+constexpr double kMiB = 1 << 20;
+constexpr float kDecayRate = 0.5f;  // log decays -0.5 to 0
+
+struct Shape {
+  int64_t B, T, H, K, V;
+};
+
+constexpr Shape kShapes[] = {
+    {8, 4096, 8, 128, 128}, {1, 32768, 8, 128, 128}, {1, 4096, 8, 128, 128}, {8, 4096, 8, 64, 64}};
+
+class Device {
+ public:
+  void* take(size_t bytes) {
+    void* memory = nullptr;
+    MDN_CUDA_CHECK(cudaMalloc(&memory, bytes));
+    taken_.emplace_back(memory, &release);
+    return memory;
+  }
+  float* floats(int64_t count) { return static_cast<float*>(take(count * sizeof(float))); }
+  void* elements(int64_t count) { return take(count * size_of(kType)); }
+  void* normal(int64_t count) {
+    void* memory = elements(count);
+    fill_normal(memory, count, kType, 1.0f, seed_++);
+    return memory;
+  }
+
+ private:
+  static void release(void* memory) { cudaFree(memory); }
+  std::vector<std::unique_ptr<void, void (*)(void*)>> taken_;
+  uint64_t seed_ = 1;
+};
+
+void print_shape(const Shape& s, double copy, cudaStream_t stream) {
+  Device device;
+  KimiDeltaRuleProblem p;
+  p.B = p.N = s.B;
+  p.T = s.T;
+  p.H = p.HV = s.H;
+  p.K = s.K;
+  p.V = s.V;
+  p.dtype = kType;
+  p.scale = 1 / std::sqrt(static_cast<double>(s.K));
+  p.l2norm = true;
+  const KimiDeltaRuleSizes sizes = kernels::cuda::sizes(p);
+  const int64_t qk = p.B * p.T * p.H * p.K, vo = p.B * p.T * p.HV * p.V;
+  const int64_t decays = p.B * p.T * p.HV * p.K, betas = p.B * p.T * p.HV;
+  float* const alpha = device.floats(decays);
+  float* const beta = device.floats(betas);
+  fill_decays(alpha, decays, kDecayRate, 101);
+  fill_uniform(beta, betas, 102);
+  const KimiDeltaRuleInputs inputs{.q = device.normal(qk),
+                                   .k = device.normal(qk),
+                                   .v = device.normal(vo),
+                                   .alpha = alpha,
+                                   .beta = beta};
+  void* const workspace = device.take(std::max(sizes.forward_workspace, sizes.backward_workspace));
+  const KimiDeltaRuleForward forward{
+      .problem = p, .inputs = inputs, .o = device.elements(vo), .workspace = workspace};
+  const KimiDeltaRuleBackward backward{.problem = p,
+                                       .inputs = inputs,
+                                       .d_o = device.normal(vo),
+                                       .d_q = device.elements(qk),
+                                       .d_k = device.elements(qk),
+                                       .d_v = device.elements(vo),
+                                       .d_alpha = device.floats(decays),
+                                       .d_beta = device.floats(betas),
+                                       .workspace = workspace};
+  const auto run_forward = [&] { kernels::cuda::forward(forward, stream); };
+  const auto run_backward = [&] { kernels::cuda::backward(backward, stream); };
+  const double forward_ms = time_on_device(run_forward, stream);
+  const double backward_ms = time_on_device(run_backward, stream);
+  const double both_ms = time_on_device(
+      [&] {
+        run_forward();
+        run_backward();
+      },
+      stream);
+  // Every input read once, every output written once.
+  const auto forward_bytes = static_cast<double>(2 * (2 * qk + 2 * vo) + 4 * (decays + betas));
+  const auto backward_bytes = static_cast<double>(2 * (4 * qk + 3 * vo) + 8 * (decays + betas));
+  fmt::print("| {},{},{},{},{} | {:.3f} | {:.3f} | {:.3f} | {:.3f}, {:.3f} | {:.0f}, {:.0f} |\n",
+             s.B, s.T, s.H, s.K, s.V, forward_ms, backward_ms, both_ms, forward_bytes / copy * 1e3,
+             backward_bytes / copy * 1e3, static_cast<double>(sizes.forward_workspace) / kMiB,
+             static_cast<double>(sizes.backward_workspace) / kMiB);
+  std::fflush(stdout);
+}
+
+void print_step(int64_t B, double copy, cudaStream_t stream) {
+  constexpr int64_t H = 8, K = 128, V = 128;
+  Device device;
+  float* const alpha = device.floats(B * H * K);
+  float* const beta = device.floats(B * H);
+  float* const S = device.floats(B * H * V * K);
+  fill_decays(alpha, B * H * K, kDecayRate, 101);
+  fill_uniform(beta, B * H, 102);
+  fill_uniform(S, B * H * V * K, 103);
+  const KimiDeltaRuleStep step{.B = B,
+                               .H = H,
+                               .HV = H,
+                               .K = K,
+                               .V = V,
+                               .dtype = kType,
+                               .scale = 1 / std::sqrt(static_cast<double>(K)),
+                               .l2norm = true,
+                               .q = device.normal(B * H * K),
+                               .k = device.normal(B * H * K),
+                               .v = device.normal(B * H * V),
+                               .alpha = alpha,
+                               .beta = beta,
+                               .S = S,
+                               .o = device.elements(B * H * V)};
+  const double ms = time_on_device([&] { kernels::cuda::step(step, stream); }, stream);
+  const double bytes = 2.0 * static_cast<double>(B * H * V * K) * sizeof(float);
+  fmt::print("| {} | {:.1f} | {:.1f}% |\n", B, 1e3 * ms, 100 * bytes / (ms * 1e-3) / copy);
+  std::fflush(stdout);
+}
+
+int run() {
+  const cudaStream_t stream = nullptr;
+  const double copy = measure_copy(stream);
+  fmt::print("{}; copies at {:.2f} TB/s\n\n", describe_device(), copy * 1e-12);
+  fmt::print(
+      "| shape (B,T,H,K,V) | forward ms | backward ms | both ms | copy time of the least bytes, ms "
+      "| workspaces MiB |\n|---|---|---|---|---|---|\n");
+  for (const Shape& shape : kShapes) {
+    print_shape(shape, copy, stream);
+  }
+  fmt::print(
+      "\nStep, 8 heads of 128:\n\n| batch | one call µs | of copy, states alone "
+      "|\n|---|---|---|\n");
+  for (const int64_t B : {1, 16, 256}) {
+    print_step(B, copy, stream);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace mdn::bench
+
+int main() {
+  return mdn::bench::run();
+}
