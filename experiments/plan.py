@@ -68,7 +68,8 @@ class Training:
     length: int
     learning_rate: float
     accumulate: int = 1
-    final_eval_tokens: int = 0  # 0: the whole held-out split
+    eval_tokens: int = 131_072  # of the losses during the run
+    checkpoints: int = 1  # beyond those that a stopped run leaves
 
     @property
     def steps(self) -> int:
@@ -95,8 +96,7 @@ class Size:
     shape: Shape
     training: Training
     data: str  # folder of token shards under the corpus's
-    models: list[str]
-    seeds: dict[str, int]  # of the models that have more than one
+    language: list[list[str]]  # models of each round, the most telling round first; one more seed each time
     synthetic: list[Synthetic]
     synthetic_models: list[str]
     needles: list[int]  # lengths
@@ -128,41 +128,47 @@ def _state(name: str, width: int, tokens: int, examples: int, rows: int, length:
                      Training(tokens, rows, length, 1e-3))
 
 
-CLOSEST = {"mdn": 2, "gdn": 2, "comba": 2, "kda": 2}
+SYNTHETIC_ROUND = 1  # before which of the language models' rounds the tasks come
+
+_CLOSEST = ["mdn", "gdn", "comba", "kda"]
+_QUICK_ABLATIONS = ["mdn_no_momentum", "mdn_no_correction", "mdn_no_clamp", "mdn_no_alpha_cap", "mdn_no_caps",
+                    "mdn_predict_from_k"]
+_EXTENSIONS = ["mdn_nesterov", "mdn_quasi_hyperbolic"]
+_ROUNDS = [list(FAMILIES), _CLOSEST, _QUICK_ABLATIONS, list(HYBRIDS), _EXTENSIONS, ["mdn_no_momentum"],
+           ["mdn", "gdn", "comba"], ["transformer", "mamba2"]]
 
 SIZES = {
     # Minutes on a CPU: shows that everything works, and nothing else.
     "tiny": Size(
         Shape(64, 2, 4, 256, head_dim=32, state_size=32, attention_head_dim=32),
-        Training(16_384, 8, 128, 3e-3, final_eval_tokens=8192), "bytes",
-        list(FAMILIES) + ["mdn_no_momentum"], {"mdn": 2, "gdn": 2},
+        Training(16_384, 8, 128, 3e-3, eval_tokens=4096, checkpoints=4), "bytes",
+        [list(FAMILIES), ["mdn", "gdn"], ["mdn_no_momentum"]],
         [_mqar([32], 16_384, 200, 16, 64), _state("parity", 32, 16_384, 200, 16, 32)], ["mdn", "gdn"],
         [512], 8, 8, 20_000,
     ),
-    # One H100, 25 minutes.
+    # Two H200s, 20 minutes.
     "small": Size(
         Shape(384, 8, 16, 16_384),
-        Training(50_000_000, 32, 1024, 2e-3), "bpe16384",
-        list(FAMILIES) + list(ABLATIONS) + list(HYBRIDS), CLOSEST,
+        Training(50_000_000, 32, 1024, 2e-3), "bpe16384", _ROUNDS,
         [_mqar([64, 128], 40_000_000, 35_000, 64, 256), _state("parity", 128, 20_000_000, 320_000, 256, 64),
          _state("s3", 128, 20_000_000, 320_000, 256, 64), _state("s5", 128, 20_000_000, 320_000, 256, 64)],
-        list(FAMILIES) + ["mdn_no_momentum"], [512, 1024, 2048], 200, 0, 800_000,
+        list(FAMILIES) + ["mdn_no_momentum"], [256, 512, 1024, 2048], 200, 0, 1_000_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
         Shape(512, 12, 24, 16_384),
-        Training(200_000_000, 64, 1024, 1.5e-3), "bpe16384",
-        list(FAMILIES) + list(ABLATIONS) + list(HYBRIDS),
-        {name: 3 for name in FAMILIES} | {name: 2 for name in (*ABLATIONS, *HYBRIDS)},
+        Training(200_000_000, 64, 1024, 1.5e-3, checkpoints=4), "bpe16384",
+        [*_ROUNDS, list(FAMILIES), _QUICK_ABLATIONS, list(HYBRIDS), _EXTENSIONS],
         [_mqar([64, 128, 256], 200_000_000, 160_000, 64, 256), _state("parity", 128, 50_000_000, 800_000, 256, 64),
          _state("s3", 128, 50_000_000, 800_000, 256, 64), _state("s5", 128, 50_000_000, 800_000, 256, 64)],
         list(FAMILIES) + ["mdn_no_momentum", "mdn_nesterov", "mdn_quasi_hyperbolic"],
-        [512, 1024, 2048, 4096], 500, 0, 450_000,
+        [256, 512, 1024, 2048, 4096], 500, 0, 450_000,
     ),
 }
 
 # Cost of a token against the Transformer's at equal parameters, assumed for estimates alone.
-ASSUMED_COST = {"transformer": 1, "gated_deltanet": 1.6, "comba": 1.8, "momentum_deltanet": 2, "kda": 3, "mamba2": 3}
+ASSUMED_COST = {"transformer": 1, "gated_deltanet": 1, "comba": 1, "momentum_deltanet": 0.8, "kda": 5, "mamba2": 2}
+ASSUMED_GENERAL_COST = 5  # of momentum kinds other than the published one: a program of batched operations
 
 
 def config_of(model: Model, shape: Shape, intermediate: int | None = None) -> dict:
@@ -211,6 +217,7 @@ def solved_config(model: Model, shape: Shape) -> dict:
 
 @dataclass(frozen=True)
 class Run:
+    round: int  # earlier rounds first
     name: str  # unique; of its folder and its raw file
     model: str
     task: str  # "lm" or a synthetic task's name
@@ -249,10 +256,10 @@ class Run:
             "device": device,
             "dtype": "float32" if device == "cpu" else "bfloat16",
             "eval_every": max(1, steps // 10),
-            "eval_tokens": min(262_144, max(4096, self.training.seen // 40)),
-            "final_eval_tokens": self.training.final_eval_tokens,
+            "eval_tokens": self.training.eval_tokens,
+            "final_eval_tokens": self.training.eval_tokens,
             "log_every": max(1, steps // 200),
-            "checkpoint_every": max(1, steps // 4),
+            "checkpoint_every": max(1, steps // self.training.checkpoints),
             "keep": 1,
         }
 
@@ -262,36 +269,42 @@ def synthetic_folder(task: Synthetic) -> str:
 
 
 def make_plan(size_name: str, corpus: str = "out/corpus", work: str = "out/comparison") -> list[Run]:
-    """All runs of a size, the most telling first: first seeds of the families, tasks, further seeds, variants."""
+    """All runs of a size, the most telling first."""
     size = SIZES[size_name]
-    runs: list[tuple[int, Run]] = []
-    for name in size.models:
-        for seed in range(size.seeds.get(name, 1)):
-            urgency = 0 if name in FAMILIES and seed == 0 else 2 if name in FAMILIES else 3
-            runs.append((urgency, Run(f"lm-{name}-s{seed}", name, "lm", size.shape.hidden_size, seed,
-                                      solved_config(MODELS[name], size.shape), size.training,
-                                      f"{corpus}/{size.data}")))
+    runs = []
+    seeds: dict[str, int] = {}
+    for number, names in enumerate(size.language):
+        place = number if number < SYNTHETIC_ROUND else number + 1
+        for name in names:
+            seed = seeds[name] = seeds.get(name, -1) + 1
+            runs.append(Run(place, f"lm-{name}-s{seed}", name, "lm", size.shape.hidden_size, seed,
+                            solved_config(MODELS[name], size.shape), size.training, f"{corpus}/{size.data}"))
     for task in size.synthetic:
         for shape in task.shapes:
             for name in size.synthetic_models:
-                runs.append((1, Run(f"{task.name}-{name}-d{shape.hidden_size}-s0", name, task.name,
-                                    shape.hidden_size, 0, solved_config(MODELS[name], shape), task.training,
-                                    f"{work}/{size_name}/data/{synthetic_folder(task)}")))
-    return [run for _, run in sorted(runs, key=lambda item: item[0])]
+                runs.append(Run(SYNTHETIC_ROUND, f"{task.name}-{name}-d{shape.hidden_size}-s0", name, task.name,
+                                shape.hidden_size, 0, solved_config(MODELS[name], shape), task.training,
+                                f"{work}/{size_name}/data/{synthetic_folder(task)}"))
+    return sorted(runs, key=lambda run: run.round)
 
 
-def estimated_seconds(run: Run, size: Size, rates: dict[str, float]) -> float:
-    """Of training, evaluating and starting. `rates`: measured tokens/s by run name without its seed."""
-    rate = rates.get(run.name.rpartition("-s")[0])
-    if rate is None:
-        reference = target_parameters(size.shape)
-        cost = ASSUMED_COST[run.config["model_type"]]
-        if run.config.get("momentum_kind", "heavy_ball") != "heavy_ball":
-            cost = 6  # a program of batched operations
-        rate = size.assumed_rate * min(4, reference / run.parameters) / cost
+def kind_of(task: str, width: int, config: dict) -> tuple:
+    """Runs of one kind take about the same time."""
+    return task, width, config["model_type"], config.get("momentum_kind", "heavy_ball"), "attn" in config
+
+
+def estimated_seconds(run: Run, size: Size, measured: dict[tuple, float]) -> float:
+    """Of training, evaluating and starting both. `measured`: seconds by kind."""
+    kind = kind_of(run.task, run.width, run.config)
+    if kind in measured:
+        return measured[kind]
+    cost = ASSUMED_COST[run.config["model_type"]]
+    if run.config.get("momentum_kind", "heavy_ball") != "heavy_ball":
+        cost = ASSUMED_GENERAL_COST
+    rate = size.assumed_rate * min(4, target_parameters(size.shape) / run.parameters) / cost
     return run.training.seen / rate * 1.1 + (25 if run.task == "lm" else 8)
 
 
 def recipe_key(run: Run, device: str) -> str:
     """Equal for equal work: what a result is valid for."""
-    return json.dumps(run.train_file("", device) | {"device": device.partition(":")[0]}, sort_keys=True)
+    return json.dumps(run.train_file("", device.partition(":")[0]), sort_keys=True)

@@ -11,6 +11,7 @@ from .runner import RECORD_FORMAT, RECORD_VERSION
 from .svg import line_plot
 
 SMOOTH = 0.15  # of a training curve: weight of the new point
+SUMMARY = "summary.md"
 
 
 def read_records(folder: Path) -> list[dict]:
@@ -52,10 +53,20 @@ def metric(result: dict, name: str) -> float:
 
 def loss_at(record: dict, window: int, key: str) -> float | None:
     """Nats a token of a perplexity over `data` or a `file`, in windows of so many tokens."""
+    result = perplexity_at(record, window, key)
+    return math.log(metric(result, "token_perplexity")) if result else None
+
+
+def perplexity_at(record: dict, window: int, key: str) -> dict | None:
     for result in settings_of(record, "perplexity"):
         if result["settings"]["window"] == window and key in result["settings"]:
-            return math.log(metric(result, "token_perplexity"))
+            return result
     return None
+
+
+def bits_a_byte(record: dict, window: int) -> float | None:
+    result = perplexity_at(record, window, "data")
+    return metric(result, "bits_per_byte") if result else None
 
 
 def grouped(records: list[dict], key: Callable[[dict], object]) -> dict:
@@ -78,7 +89,7 @@ def language_rows(records: list[dict], names: list[str], length: int) -> list[li
         if not group:
             continue
         if not done:
-            rows.append([MODELS[name].title, f"{group[0]['parameters']:,}", f"failed: {group[0]['error']}"] + [""] * 7)
+            rows.append([MODELS[name].title, f"{group[0]['parameters']:,}", "0 (failed)"] + ["—"] * 7)
             continue
         failed = len(group) - len(done)
         seeds = str(len(done)) + (f" (and {failed} failed)" if failed else "")
@@ -88,11 +99,40 @@ def language_rows(records: list[dict], names: list[str], length: int) -> list[li
             spread([loss_at(r, 4 * length, "data") for r in done]),
             spread([loss_at(r, length, "file") for r in done]),
             spread([loss_at(r, 4 * length, "file") for r in done]),
-            spread([r["train"]["bits_per_byte"] for r in done]),
+            spread([bits_a_byte(r, length) for r in done]),
             f"{sum(r['train']['tokens_per_second'] for r in done) / len(done):,.0f}",
             f"{max(r['peak_memory_bytes'] for r in done) / 2**30:.2f}",
         ])
     return rows
+
+
+def largest_spread(records: list[dict], length: int) -> float | None:
+    """The largest distance between the losses of two seeds of one model."""
+    groups = grouped([r for r in records if r["status"] == "done"], lambda r: r["model"]).values()
+    losses = [[loss_at(r, length, "data") for r in group] for group in groups if len(group) > 1]
+    return max((max(x) - min(x) for x in losses), default=None)
+
+
+def difference_rows(records: list[dict], reference: str, length: int, beyond: float) -> list[list[str]]:
+    """Losses less the reference's of the same seed, which saw the same rows in the same order."""
+    groups = grouped([r for r in records if r["status"] == "done"], lambda r: r["model"])
+    own = {r["seed"]: r for r in groups.get(reference, [])}
+    rows = []
+    for name in ordered(groups):
+        pairs = [(r, own[r["seed"]]) for r in groups[name] if r["seed"] in own]
+        if name == reference or not pairs:
+            continue
+        near, far = ([loss_at(r, window, "data") - loss_at(o, window, "data") for r, o in pairs]
+                     for window in (length, 4 * length))
+        mean = sum(near) / len(near)
+        verdict = "no" if abs(mean) <= beyond else "better" if mean < 0 else "worse"
+        rows.append([MODELS[name].title, str(len(pairs)), signed(near), signed(far), verdict])
+    return rows
+
+
+def signed(values: list[float]) -> str:
+    mean = f"{sum(values) / len(values):+.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):+.3f} to {max(values):+.3f})"
 
 
 def accuracy_table(records: list[dict], label: Callable[[dict], str], column: Callable[[dict], str],
@@ -157,11 +197,15 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
     training = size.training
     text = [
         "# The architectures compared", "",
-        f"Written by `python3 -m experiments.compare --size {size_name}` from `{page.stem}/raw`; nothing in it is",
-        f"typed by hand. Hardware: {'; '.join(hardware)}. Of several seeds a cell gives the mean and, in brackets,",
-        "the smallest and the largest.", "",
+        f"Written by `python3 -m experiments.compare --size {size_name}` from `{page.stem}/raw`; only the part",
+        f"\"What it shows\" is typed, in `{page.stem}/{SUMMARY}`. Hardware: {'; '.join(hardware)}. Of several seeds a",
+        "cell gives the mean and, in brackets, the smallest and the largest.", "",
     ]
+    summary = page.parent / page.stem / SUMMARY
+    if summary.exists():
+        text += ["## What it shows", "", summary.read_text().strip(), ""]
     if language:
+        dtypes = sorted({r["eval"]["dtype"] for r in language if "eval" in r})
         header = ["model", "parameters", "seeds", f"loss at {length}", f"loss at {4 * length}",
                   f"long documents at {length}", f"long documents at {4 * length}", "bits a byte", "tokens/s",
                   "memory, GiB"]
@@ -171,8 +215,9 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
             f"{training.length}, data `{size.data}` ({'docs/results/corpus.md'}); AdamW, {training.learning_rate:g} "
             "with warm-up over 5% and cosine to a tenth, betas 0.9 and 0.95, weight decay 0.1, clipping 1; the same "
             "rows in the same order for all models of a seed. Losses are nats a token over the whole held-out split "
-            "in windows of so many tokens; long documents are those of 16 KiB and more. tokens/s is the median over "
-            "the run, memory the most that training held.", "",
+            f"in windows of so many tokens, computed in {' and '.join(dtypes)}; long documents are those of 16 KiB and "
+            "more. tokens/s is the median over the run's training steps, each run alone on its device; memory is the "
+            "most that training held.", "",
             *table(header, language_rows(language, ordered(FAMILIES), length)),
             *pictures(language, page.parent / page.stem, f"{training.seen / 1e6:g}M tokens"),
         ]
@@ -180,6 +225,14 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
             rows = language_rows(language, [m for m in models], length)
             if len(rows) > (1 if "mdn" in models else 0):
                 text += [f"### {title}", "", *table(header, rows)]
+        beyond = largest_spread(language, length)
+        rows = difference_rows(language, "mdn", length, beyond) if beyond is not None else []
+        if rows:
+            text += ["### Differences from MDN", "",
+                     f"Loss less that of MDN with the same seed, so with the same rows in the same order: below 0 is "
+                     f"better than MDN. Two seeds of one model differ by up to {beyond:.3f}; a mean within that is no "
+                     "difference that these runs can show.", "",
+                     *table(["model", "seeds", f"at {length}", f"at {4 * length}", "beyond the seeds' spread"], rows)]
     recall = [r for r in records if r["task"] == "mqar" and r["status"] == "done"]
     if recall:
         text += ["## Multi-query associative recall", "",
@@ -191,7 +244,7 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
     if tracking:
         text += ["## State tracking", "",
                  "Accuracy in percent over all positions, by task / length; the first length of a task is that of "
-                 "training.", "",
+                 "training. Guessing gives 50 in parity, 17 in S3 and 1 in S5.", "",
                  *accuracy_table(tracking, lambda r: "", lambda x: f"{task_name(x)} / {x['settings']['length']}",
                                  {"parity", "s3", "s5"})]
     if any(settings_of(r, "niah_single_1") for r in language):

@@ -4,26 +4,35 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
 
-from .plan import Run, Size, Synthetic, recipe_key, synthetic_folder
+from .plan import Run, Size, recipe_key, synthetic_folder
 
 RECORD_FORMAT, RECORD_VERSION = "mdn-comparison-run", 1
-CURVE_POINTS = 200
+CURVE_POINTS = 100
+GRACE = 8  # seconds that a stopped command has for its checkpoint
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit statuses of mdn train
 
 
 class Failure(Exception):
     """A command of the program that ended with an error."""
 
 
+class Stopped(Exception):
+    """A command that was told to end before its work was done. There is nothing to record."""
+
+
 class Program:
-    """The program mdn, run in the repository's root so that paths in records are relative."""
+    """The program mdn, run in the repository's root so that paths in records are relative. `stop` ends the
+    commands in flight."""
 
     def __init__(self, path: str, root: Path):
         self.path, self.root = path, root
+        self.stop = threading.Event()
 
     def output(self, *arguments: str) -> str:
         done = subprocess.run([self.path, *map(str, arguments)], cwd=self.root, capture_output=True, text=True)
@@ -44,15 +53,46 @@ class Program:
     def measured(self, log: Path, device: str, *arguments: str) -> tuple[float, int]:
         """Seconds and peak memory in bytes of a command, whose output goes to `log`."""
         start = time.monotonic()
-        with log.open("a") as file:
+        with log.open("a") as file, DeviceMemory(device) as memory:
             process = subprocess.Popen([self.path, *map(str, arguments)], cwd=self.root, stdout=file,
-                                       stderr=subprocess.STDOUT)
-            with DeviceMemory(device) as memory:
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            raise Failure(last_line(log.read_text()) or f"exit status {process.returncode}")
+                                       stderr=subprocess.STDOUT, env=environment(device), start_new_session=True)
+            status, usage = self._wait(process)
+        if status in STOPPED or (status < 0 and self.stop.is_set()):
+            raise Stopped
+        if status != 0:
+            raise Failure(last_line(log.read_text()) or f"exit status {status}")
         return time.monotonic() - start, memory.peak or usage.ru_maxrss * 1024
+
+    def _wait(self, process: subprocess.Popen) -> tuple[int, "os.struct_rusage"]:
+        """The command's exit status and what it used; once `stop` is set it is told to end, then made to."""
+        told = None
+        while True:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if ended:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage
+            if self.stop.is_set():
+                if told is None:
+                    told = time.monotonic()
+                    process.terminate()
+                elif time.monotonic() - told > GRACE:
+                    process.kill()
+            time.sleep(0.05)
+
+
+def card_of(device: str) -> str | None:
+    """What CUDA_VISIBLE_DEVICES and nvidia-smi call the card of cuda or cuda:N; None for the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    index = int(device.partition(":")[2] or 0)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
+
+
+def environment(device: str) -> dict[str, str]:
+    """A command sees its own card alone, so that it takes no memory of the others."""
+    card = card_of(device)
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": card} if card is not None else dict(os.environ)
 
 
 class DeviceMemory:
@@ -60,12 +100,12 @@ class DeviceMemory:
     the CPU, where the kernel counts."""
 
     def __init__(self, device: str):
-        self.index = device.partition(":")[2] or "0" if device.startswith("cuda") else None
+        self.card = card_of(device)
         self.peak = 0
         self.done = threading.Event()
 
     def __enter__(self):
-        if self.index is not None:
+        if self.card is not None:
             self.before = self._read()
             self.thread = threading.Thread(target=self._watch, daemon=True)
             self.thread.start()
@@ -73,17 +113,19 @@ class DeviceMemory:
 
     def __exit__(self, *_):
         self.done.set()
-        if self.index is not None:
+        if self.card is not None:
             self.thread.join()
 
     def _read(self) -> int:
-        text = subprocess.run(["nvidia-smi", f"--id={self.index}", "--query-gpu=memory.used",
+        text = subprocess.run(["nvidia-smi", f"--id={self.card}", "--query-gpu=memory.used",
                                "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True).stdout
         return int(text.split()[0]) << 20
 
     def _watch(self):
         while not self.done.wait(0.5):
-            self.peak = max(self.peak, self._read() - self.before)
+            now = self._read()
+            self.before = min(self.before, now)  # what an earlier process had was perhaps still being freed
+            self.peak = max(self.peak, now - self.before)
 
 
 def sha256_of(path: Path) -> str:
@@ -96,20 +138,29 @@ def last_line(text: str) -> str:
 
 
 def hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        index = device.partition(":")[2] or "0"
-        return subprocess.run(["nvidia-smi", f"--id={index}", "--query-gpu=name", "--format=csv,noheader"],
+    card = card_of(device)
+    if card is not None:
+        return subprocess.run(["nvidia-smi", f"--id={card}", "--query-gpu=name", "--format=csv,noheader"],
                               capture_output=True, text=True, check=True).stdout.strip()
     match = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     return f"{match[1] if match else 'CPU'}, {os.cpu_count()} cores"
 
 
-def make_synthetic_data(program: Program, task: Synthetic, work: str) -> None:
-    """The training examples of a task, once for all models."""
-    folder = f"{work}/data/{synthetic_folder(task)}"
-    if not (program.root / folder / "manifest.json").exists():
-        specs = [f"{spec},examples={examples}" for spec, examples in task.train]
-        program.output("synth", *specs, "--out", folder)
+class SyntheticData:
+    """The training examples of the made-up tasks, each made once, when the first run asks for it or before."""
+
+    def __init__(self, program: Program, size: Size, work: str):
+        self.program, self.work = program, work
+        self.tasks = {task.name: task for task in size.synthetic}
+        self.locks = {name: threading.Lock() for name in self.tasks}
+
+    def make(self, name: str) -> None:
+        task = self.tasks[name]
+        folder = f"{self.work}/data/{synthetic_folder(task)}"
+        with self.locks[name]:
+            if not (self.program.root / folder / "manifest.json").exists():
+                specs = [f"{spec},examples={examples}" for spec, examples in task.train]
+                self.program.output("synth", *specs, "--out", folder)
 
 
 def evaluations(run: Run, size: Size, corpus: Path) -> list[str]:
@@ -148,41 +199,42 @@ def read_metrics(path: Path) -> dict:
     }
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    found = sorted(folder.glob("step-*"))
-    if not found:
-        raise Failure(f"{folder} holds no checkpoint")
-    return found[-1]
-
-
-def carry_out(program: Program, run: Run, size: Size, device: str, work: str, corpus: Path) -> dict:
-    """Trains, going on where an interrupted call stopped, and evaluates. The record tells of failures too."""
+def carry_out(program: Program, run: Run, size: Size, device: str, together: int, work: str, corpus: Path,
+              data: SyntheticData) -> dict:
+    """Trains, going on where an interrupted call stopped, and evaluates. The record tells of failures too.
+    `together`: how many runs share the device."""
+    start = time.monotonic()
     out = f"{work}/runs/{run.name}"
     folder = program.root / out
     folder.mkdir(parents=True, exist_ok=True)
-    train_file = run.train_file(out, device)
+    train_file = run.train_file(out, device.partition(":")[0])
     (folder / "train.json").write_text(json.dumps(train_file, indent=1))
     record = {
         "format": RECORD_FORMAT, "version": RECORD_VERSION, "name": run.name, "model": run.model, "task": run.task,
         "width": run.width, "seed": run.seed, "parameters": run.parameters, "key": recipe_key(run, device),
-        "train_file": train_file, "data_manifest_sha256": sha256_of(program.root / run.data / "manifest.json"),
-        "hardware": hardware(device), "status": "done",
+        "train_file": train_file, "hardware": hardware(device), "together": together, "status": "done",
     }
     log = folder / "log.txt"
     try:
-        _, record["peak_memory_bytes"] = program.measured(log, device, "train", f"{out}/train.json", "--resume")
+        if run.task != "lm":
+            data.make(run.task)
+            start = time.monotonic()  # the data are there for all
+        record["data_manifest_sha256"] = sha256_of(program.root / run.data / "manifest.json")
+        record["train_seconds"], record["peak_memory_bytes"] = program.measured(
+            log, device, "train", f"{out}/train.json", "--resume")
         record["train"] = read_metrics(folder / "metrics.jsonl")
-        checkpoint = f"{out}/{newest_checkpoint(folder).name}"
         results = f"{out}/eval.json"
-        program.measured(log, device, "eval", checkpoint, *evaluations(run, size, corpus),
-                         "--device", device, "--dtype", train_file["dtype"], "--batch-tokens", "32768",
-                         "--limit", str(size.limit), "--out", results)
+        record["eval_seconds"], _ = program.measured(
+            log, device, "eval", out, *evaluations(run, size, corpus), "--device", train_file["device"],
+            "--batch-tokens", "32768", "--limit", str(size.limit), "--out", results)
         evaluated = json.loads((program.root / results).read_text())
-        record["eval"] = {key: evaluated[key] for key in ("program", "seed", "limit", "batch_tokens", "results")}
+        record["eval"] = {key: evaluated[key]
+                          for key in ("program", "dtype", "seed", "limit", "batch_tokens", "results")}
         record["weights_sha256"] = evaluated["model"]["weights_sha256"]
     except Failure as failure:
         record["status"] = "failed"
         record["error"] = str(failure)
         if (folder / "metrics.jsonl").exists():
             record["train"] = read_metrics(folder / "metrics.jsonl")
+    record["seconds"] = time.monotonic() - start
     return record

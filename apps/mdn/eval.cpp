@@ -14,6 +14,7 @@
 #include "mdn/core/error.h"
 #include "mdn/core/threads.h"
 #include "mdn/evaluate/evaluate.h"
+#include "mdn/generate/prompts.h"
 #include "mdn/io/file.h"
 #include "mdn/io/hash.h"
 #include "mdn/io/safetensors.h"
@@ -96,9 +97,11 @@ OrderedJson describe_model(const fs::path& folder, const model::Decoder& decoder
           {"weights_sha256", weights}};
 }
 
-std::unique_ptr<Tokenizer> find_tokenizer(const EvalOptions& options, const model::Config& config) {
-  const fs::path path = options.tokenizer.empty() ? options.model : options.tokenizer;
-  if (options.tokenizer.empty() && !fs::exists(path / kTokenizerFile)) {
+/// Of --tokenizer, `given`, or else of the model's folder; null when that has none.
+std::unique_ptr<Tokenizer> find_tokenizer(const std::string& given, const fs::path& folder,
+                                          const model::Config& config) {
+  const fs::path path = given.empty() ? folder : fs::path(given);
+  if (given.empty() && !fs::exists(path / kTokenizerFile)) {
     return nullptr;
   }
   auto tokenizer = load_tokenizer(path);
@@ -133,8 +136,9 @@ void run_eval(const EvalOptions& options, const std::vector<std::string>& comman
     MDN_CHECK(samples.good(), "{}: cannot be written", options.samples);
   }
   const c10::Device device = options.device.device();
-  const model::Decoder decoder = model::load_decoder(options.model, options.device.type(), device);
-  const auto tokenizer = find_tokenizer(options, decoder.config());
+  const fs::path folder = generate::find_model(options.model);
+  const model::Decoder decoder = model::load_decoder(folder, options.device.type(), device);
+  const auto tokenizer = find_tokenizer(options.tokenizer, folder, decoder.config());
   evaluate::Scorer scorer(decoder, device, options.batch_tokens);
 
   std::vector<evaluate::Result> results;
@@ -164,7 +168,7 @@ void run_eval(const EvalOptions& options, const std::vector<std::string>& comman
                       {"version", kResultVersion},
                       {"program", MDN_VERSION},
                       {"command", command_line},
-                      {"model", describe_model(options.model, decoder)},
+                      {"model", describe_model(folder, decoder)},
                       {"tokenizer_sha256", tokenizer ? Json(tokenizer->hash()) : Json(nullptr)},
                       {"device", options.device.name},
                       {"dtype", options.device.dtype},
@@ -190,7 +194,10 @@ void add_eval(CLI::App& program) {
       "sets' own JSONL, and made-up tasks of recall, copying, retrieval and state tracking.\n"
       "A task is NAME or NAME:key=value,key=value; --list shows all with their keys.\n"
       "docs/evaluation.md says how each is defined.");
-  command->add_option("MODEL", options->model, "a model's folder (config.json, model.safetensors)")
+  command
+      ->add_option("MODEL", options->model,
+                   "a model's folder (config.json, model.safetensors), or a run's: its newest "
+                   "checkpoint")
       ->check(CLI::ExistingDirectory);
   command->add_option("TASK", options->tasks, "what to run, one after another");
   command->add_flag("--list", options->list, "show every task with its keys, and stop");
@@ -217,7 +224,7 @@ void add_eval(CLI::App& program) {
   command->add_option("--samples", options->samples,
                       "write a JSON line for each document, question or example");
   command->footer(
-      "Examples: mdn eval runs/demo/step-00001000 perplexity:data=data/shakespeare,window=512\n"
+      "Examples: mdn eval runs/demo perplexity:data=data/shakespeare,window=512\n"
       "          mdn eval MODEL perplexity:file=book.txt,window=512,stride=128 --out results.json\n"
       "          mdn eval MODEL hellaswag:file=hellaswag_val.jsonl lambada:file=lambada.jsonl\n"
       "          mdn eval MODEL mqar:pairs=16,length=256 parity:length=64,extrapolate=16\n"

@@ -101,9 +101,9 @@ class NearDuplicates:
     SIMILAR = 0.6
 
     def __init__(self):
-        random = np.random.default_rng(5)
-        self.factors = random.integers(0, 2**63, self.VALUES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self.offsets = random.integers(0, 2**63, self.VALUES, dtype=np.uint64)
+        drawn = np.frombuffer(hashlib.shake_128(b"near duplicates").digest(16 * self.VALUES), dtype="<u8")
+        self.factors = drawn[: self.VALUES] | np.uint64(1)
+        self.offsets = drawn[self.VALUES :]
         self.hashes = WordHashes()
         self.signatures: list[np.ndarray] = []
         self.buckets: dict[bytes, list[int]] = {}

@@ -55,6 +55,15 @@ def test_help_teaches():
         assert name in listed
 
 
+def test_a_runs_folder_stands_for_its_newest_checkpoint(run):
+    task = f"perplexity:data={run['folder'] / 'data'},window=41"
+    of_checkpoint, _ = evaluate(run, task)
+    of_run, _ = evaluate({**run, "model": run["folder"] / "out"}, task)
+    assert of_run["model"] == of_checkpoint["model"]
+    assert of_run["results"][0]["metrics"] == of_checkpoint["results"][0]["metrics"]
+    assert "no model here" in failure(run["folder"] / "data", task)
+
+
 def test_perplexity_is_the_trainers_held_out_loss(run):
     # Disjoint windows of the trainer's row length, the first byte as context: the same predictions,
     # where the windows divide the text (287 = 7 * 41; a shorter last one would have more context).
