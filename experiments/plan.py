@@ -89,6 +89,7 @@ class Synthetic:
     evaluate: list[str]
     shapes: list[Shape]
     training: Training
+    models: list[str]
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,13 @@ class Size:
     data: str  # folder of token shards under the corpus's
     language: list[list[str]]  # models of each round, the most telling round first; one more seed each time
     synthetic: list[Synthetic]
-    synthetic_models: list[str]
     needles: list[int]  # lengths
     examples: int  # of each evaluation that is made up
     limit: int  # of documents that losses are measured on; 0: all held out
     assumed_rate: float  # tokens/s of the Transformer, for estimates before there are measured ones
 
 
-def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int) -> Synthetic:
+def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int, models: list[str]) -> Synthetic:
     """Zoology's settings: pairs and lengths of training, more lengths in evaluation."""
     settings = [s for s in ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256)) if s[1] <= longest]
     tests = [s for s in ((4, 64), (8, 64), (16, 64), (32, 128), (64, 256)) if s[1] <= longest]
@@ -116,26 +116,27 @@ def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int
         [f"mqar:pairs={pairs},length={length},vocab={vocab}" for pairs, length in tests],
         [Shape(w, 2, 4, vocab, head_dim=min(64, w // 2), state_size=min(64, w // 2), mamba2_head_dim=min(64, w),
                attention_head_dim=min(64, w // 2)) for w in widths],
-        Training(tokens, rows, longest, 2e-3),
+        Training(tokens, rows, longest, 2e-3), models,
     )
 
 
-def _state(name: str, width: int, tokens: int, examples: int, rows: int, length: int) -> Synthetic:
+def _state(name: str, width: int, tokens: int, examples: int, rows: int, length: int, models: list[str]) -> Synthetic:
     spec = f"{name}:length={length},vocab={BYTES}"
     return Synthetic(name, [(spec, examples)], [spec + ",extrapolate=4"],
                      [Shape(width, 2, 4, BYTES, head_dim=min(64, width // 2), state_size=min(64, width // 2),
                             mamba2_head_dim=min(64, width), attention_head_dim=min(64, width // 2))],
-                     Training(tokens, rows, length, 1e-3))
+                     Training(tokens, rows, length, 1e-3), models)
 
 
 SYNTHETIC_ROUND = 1  # before which of the language models' rounds the tasks come
 
 _CLOSEST = ["mdn", "gdn", "comba", "kda"]
-_QUICK_ABLATIONS = ["mdn_no_momentum", "mdn_no_correction", "mdn_no_clamp", "mdn_no_alpha_cap", "mdn_no_caps",
-                    "mdn_predict_from_k"]
-_EXTENSIONS = ["mdn_nesterov", "mdn_quasi_hyperbolic"]
-_ROUNDS = [list(FAMILIES), _CLOSEST, _QUICK_ABLATIONS, list(HYBRIDS), _EXTENSIONS, ["mdn_no_momentum"],
-           ["mdn", "gdn", "comba"], ["transformer", "mamba2"]]
+_EXTENSIONS = ["mdn_nesterov", "mdn_quasi_hyperbolic"]  # slow: a program of batched operations
+_PARTS = [name for name in ABLATIONS if name not in _EXTENSIONS]
+_ROUNDS = [list(FAMILIES), _CLOSEST, _PARTS, list(HYBRIDS), ["mdn_no_momentum", "mdn", "gdn"],
+           ["comba", "kda", "transformer", "mamba2"], _EXTENSIONS]
+_RECALL = [*FAMILIES, "mdn_no_momentum"]
+_TRACKING = [*_RECALL, *_EXTENSIONS]
 
 SIZES = {
     # Minutes on a CPU: shows that everything works, and nothing else.
@@ -143,32 +144,34 @@ SIZES = {
         Shape(64, 2, 4, 256, head_dim=32, state_size=32, attention_head_dim=32),
         Training(16_384, 8, 128, 3e-3, eval_tokens=4096, checkpoints=4), "bytes",
         [list(FAMILIES), ["mdn", "gdn"], ["mdn_no_momentum"]],
-        [_mqar([32], 16_384, 200, 16, 64), _state("parity", 32, 16_384, 200, 16, 32)], ["mdn", "gdn"],
+        [_mqar([32], 16_384, 200, 16, 64, ["mdn", "gdn"]), _state("parity", 32, 16_384, 200, 16, 32, ["mdn", "gdn"])],
         [512], 8, 8, 20_000,
     ),
     # Two H200s, 20 minutes.
     "small": Size(
         Shape(384, 8, 16, 16_384),
         Training(50_000_000, 32, 1024, 2e-3), "bpe16384", _ROUNDS,
-        [_mqar([64, 128], 40_000_000, 35_000, 64, 256), _state("parity", 128, 20_000_000, 320_000, 256, 64),
-         _state("s3", 128, 20_000_000, 320_000, 256, 64), _state("s5", 128, 20_000_000, 320_000, 256, 64)],
-        list(FAMILIES) + ["mdn_no_momentum"], [256, 512, 1024, 2048], 200, 0, 1_000_000,
+        [_mqar([32, 64, 128], 60_000_000, 47_000, 64, 256, _RECALL),
+         *(_state(name, 128, 30_000_000, 470_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
+        [512, 1024, 2048], 200, 0, 500_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
         Shape(512, 12, 24, 16_384),
         Training(200_000_000, 64, 1024, 1.5e-3, checkpoints=4), "bpe16384",
-        [*_ROUNDS, list(FAMILIES), _QUICK_ABLATIONS, list(HYBRIDS), _EXTENSIONS],
-        [_mqar([64, 128, 256], 200_000_000, 160_000, 64, 256), _state("parity", 128, 50_000_000, 800_000, 256, 64),
-         _state("s3", 128, 50_000_000, 800_000, 256, 64), _state("s5", 128, 50_000_000, 800_000, 256, 64)],
-        list(FAMILIES) + ["mdn_no_momentum", "mdn_nesterov", "mdn_quasi_hyperbolic"],
-        [256, 512, 1024, 2048, 4096], 500, 0, 450_000,
+        [*_ROUNDS, list(FAMILIES), _PARTS, list(HYBRIDS), _EXTENSIONS],
+        [_mqar([32, 64, 128, 256], 200_000_000, 160_000, 64, 256, _TRACKING),
+         *(_state(name, 128, 50_000_000, 800_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
+        [512, 1024, 2048, 4096], 500, 0, 250_000,
     ),
 }
 
-# Cost of a token against the Transformer's at equal parameters, assumed for estimates alone.
-ASSUMED_COST = {"transformer": 1, "gated_deltanet": 1, "comba": 1, "momentum_deltanet": 0.8, "kda": 5, "mamba2": 2}
-ASSUMED_GENERAL_COST = 5  # of momentum kinds other than the published one: a program of batched operations
+# Cost of a token against the Transformer's at equal parameters, for estimates alone: that of the size small on an
+# H200 (22.2M parameters, rows of 1024).
+ASSUMED_COST = {"momentum_deltanet": 0.35, "gated_deltanet": 0.46, "kda": 0.52, "comba": 0.55, "mamba2": 0.9,
+                "transformer": 1}
+ASSUMED_HYBRID_COST = 0.6
+ASSUMED_GENERAL_COST = 4.4  # of momentum kinds other than the published one
 
 
 def config_of(model: Model, shape: Shape, intermediate: int | None = None) -> dict:
@@ -281,7 +284,7 @@ def make_plan(size_name: str, corpus: str = "out/corpus", work: str = "out/compa
                             solved_config(MODELS[name], size.shape), size.training, f"{corpus}/{size.data}"))
     for task in size.synthetic:
         for shape in task.shapes:
-            for name in size.synthetic_models:
+            for name in task.models:
                 runs.append(Run(SYNTHETIC_ROUND, f"{task.name}-{name}-d{shape.hidden_size}-s0", name, task.name,
                                 shape.hidden_size, 0, solved_config(MODELS[name], shape), task.training,
                                 f"{work}/{size_name}/data/{synthetic_folder(task)}"))
@@ -290,7 +293,8 @@ def make_plan(size_name: str, corpus: str = "out/corpus", work: str = "out/compa
 
 def kind_of(task: str, width: int, config: dict) -> tuple:
     """Runs of one kind take about the same time."""
-    return task, width, config["model_type"], config.get("momentum_kind", "heavy_ball"), "attn" in config
+    return (task, width, config["model_type"], config.get("momentum_kind", "heavy_ball"),
+            config.get("use_momentum", True), "attn" in config)
 
 
 def estimated_seconds(run: Run, size: Size, measured: dict[tuple, float]) -> float:
@@ -299,10 +303,12 @@ def estimated_seconds(run: Run, size: Size, measured: dict[tuple, float]) -> flo
     if kind in measured:
         return measured[kind]
     cost = ASSUMED_COST[run.config["model_type"]]
+    if "attn" in run.config:
+        cost = ASSUMED_HYBRID_COST
     if run.config.get("momentum_kind", "heavy_ball") != "heavy_ball":
         cost = ASSUMED_GENERAL_COST
     rate = size.assumed_rate * min(4, target_parameters(size.shape) / run.parameters) / cost
-    return run.training.seen / rate * 1.1 + (25 if run.task == "lm" else 8)
+    return run.training.seen / rate * 1.05 + (15 if run.task == "lm" else 6)
 
 
 def recipe_key(run: Run, device: str) -> str:

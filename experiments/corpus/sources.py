@@ -45,7 +45,6 @@ SOURCES = [
     html("png-definitive-guide"),
     Source("fortunes", "fortunes", r"/games/fortunes/[a-z-]+$", r"ascii-art|translate-me|/art$"),
     Source("fortunes-min", "fortunes", r"/games/fortunes/[a-z-]+$"),
-    Source("dict-gcide", "dictionary", r"\.dict\.dz$"),
     Source("dict-foldoc", "dictionary", r"\.dict\.dz$"),
     Source("dict-jargon", "dictionary", r"\.dict\.dz$"),
     Source("dict-devil", "dictionary", r"\.dict\.dz$"),

@@ -284,7 +284,7 @@ def small_comparison(tmp_path, monkeypatch):
         language=[["mdn", "gdn"], ["mdn"]], examples=2, limit=2, needles=[512],
         synthetic=[plan.Synthetic("parity", [("parity:length=16,vocab=256", 40)],
                                   ["parity:length=16,vocab=256,extrapolate=2"], [shape],
-                                  plan.Training(4 * 64, 4, 16, 1e-3, eval_tokens=64))])
+                                  plan.Training(4 * 64, 4, 16, 1e-3, eval_tokens=64), ["mdn", "gdn"])])
     monkeypatch.setitem(plan.SIZES, "tiny", size)
     monkeypatch.setattr(compare, "GRACE", 1)
     corpus = tmp_path / "corpus"
@@ -343,22 +343,42 @@ def test_a_failed_run_is_recorded_and_not_repeated(small_comparison, capsys, mon
 
 
 def test_an_interrupted_run_goes_on(small_comparison, capsys, monkeypatch):
-    longer = dataclasses.replace(small_comparison.size.training, tokens=10**7)
-    endless = dataclasses.replace(small_comparison.size, training=longer, assumed_rate=1e12)
-    estimate = plan.estimated_seconds
-    monkeypatch.setattr(compare, "estimated_seconds", lambda *arguments: min(1, estimate(*arguments)))
-    monkeypatch.setitem(plan.SIZES, "tiny", endless)
-    begin = time.monotonic()
-    assert small_comparison("--only", "lm-gdn", "--budget", "8") == 1
-    assert time.monotonic() - begin < 12
-    assert "lm-gdn-s0: stopped" in capsys.readouterr().out
+    longer = dataclasses.replace(small_comparison.size.training, tokens=3 * 10**5)
+    monkeypatch.setitem(plan.SIZES, "tiny", dataclasses.replace(small_comparison.size, training=longer))
     folder = small_comparison.folder / "work" / "tiny" / "runs" / "lm-gdn-s0"
-    reached = int(next(folder.glob("step-*")).name.removeprefix("step-"))
-    assert reached > 0
-    # A signal stops the command likewise.
-    threading.Timer(4, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert small_comparison("--only", "lm-gdn") == 1
-    assert f"resuming {folder}/step-{reached:08d}" in (folder / "log.txt").read_text()
+
+    def interrupt(after):
+        """Once there are steps after the given one."""
+        file = folder / "metrics.jsonl"
+        while not file.exists() or not any(
+                int(step) > after for step in re.findall(r'"step":(\d+),"kind":"train"', file.read_text())):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    reached = 0
+    for _ in range(2):
+        threading.Thread(target=interrupt, args=(reached,), daemon=True).start()
+        assert small_comparison("--only", "lm-gdn") == 1
+        assert "lm-gdn-s0: stopped" in capsys.readouterr().out
+        (checkpoint,) = folder.glob("step-*")
+        assert int(checkpoint.name.removeprefix("step-")) > reached
+        reached = int(checkpoint.name.removeprefix("step-"))
+    assert "resuming" in (folder / "log.txt").read_text()
+
+
+def test_a_stopped_command_ends(tmp_path, monkeypatch):
+    """What the end of a budget does: the command is told to end, and made to when it does not."""
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    for name, trap in (("obeys", ""), ("does not", "trap '' TERM; ")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/bash\n{trap}for i in {{1..600}}; do sleep 0.1; done\n")
+        program.chmod(0o755)
+        stopping = runner.Program(str(program), tmp_path)
+        threading.Timer(0.3, stopping.stop.set).start()
+        begin = time.monotonic()
+        with pytest.raises(runner.Stopped):
+            stopping.measured(tmp_path / "log", "cpu", "train")
+        assert time.monotonic() - begin < 30
 
 
 def test_ticks_are_round_and_inside():
