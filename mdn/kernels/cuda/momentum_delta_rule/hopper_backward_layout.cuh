@@ -107,6 +107,15 @@ __device__ __forceinline__ void store_box(uint32_t box, int warp, int lane,
   }
 }
 
+/// Queues copies of boxes to global memory, one by one, as they are loaded (one thread).
+template <int kBoxes>
+__device__ __forceinline__ void store_boxes(uint8_t* global, const uint8_t* shared) {
+#pragma unroll
+  for (int i = 0; i < kBoxes; ++i) {
+    ptx::bulk_store(global + i * kBox, shared + i * kBox, kBox);
+  }
+}
+
 /// A[slice] = E(d * vector[column]) of accumulators with 64 tokens as columns. `vector` points at
 /// this lane's column pair.
 template <class E>

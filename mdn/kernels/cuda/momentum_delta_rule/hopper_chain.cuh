@@ -207,9 +207,8 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::named_barrier(barrier_id, 128);
     if (thread == 0) {
       const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
-      ptx::bulk_store(args.dS + at * kBox, states, Sp::kWarpgroupBoxesK * kBox);
-      ptx::bulk_store(args.dM + at * kBox, states + Sp::kWarpgroupBoxesK * kBox,
-                      Sp::kWarpgroupBoxesK * kBox);
+      store_boxes<Sp::kWarpgroupBoxesK>(args.dS + at * kBox, states);
+      store_boxes<Sp::kWarpgroupBoxesK>(args.dM + at * kBox, states + Sp::kWarpgroupBoxesK * kBox);
       ptx::store_commit();
     }
 

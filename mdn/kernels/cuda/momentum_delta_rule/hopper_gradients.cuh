@@ -30,6 +30,8 @@
 namespace mdn::kernels::cuda::backward_pass {
 
 inline constexpr int kGradientThreads = 4 * 128;
+inline constexpr int kConsumerThreads = 3 * 128;
+inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 inline constexpr int kMaskThreads = 96;
 inline constexpr int kMaskThread = kGradientThreads - kMaskThreads;  // the first of them
 
@@ -617,8 +619,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 
       if (tile == 0) {
         ptx::mbarrier_wait(&small.vectors_full[buffers.stage], buffers.phase);
-        ptx::named_barrier(kAll, 384);  // the last item's dP and Z have been read
-        if constexpr (role < 2) {       // dP or Z
+        ptx::named_barrier(kAll, kConsumerThreads);  // the last item's dP and Z have been read
+        if constexpr (role < 2) {                    // dP or Z
           const uint32_t row_address = (role == 0 ? dp_box : z_box) + (16 * warp + lane % 16) * 128;
           float row_scale[2];
           const float* mask[2];
@@ -653,7 +655,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
           }
           ptx::fence_async_shared();
         }
-        ptx::named_barrier(kAll, 384);
+        ptx::named_barrier(kAll, kConsumerThreads);
       }
 
       // Rows: dq = a oS - b oM + ..., dk = -e wS + c wM + ... and eta rk (g rS - n rM) + ...
@@ -809,9 +811,9 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         }
       }
     }
+    ptx::mbarrier_arrive(&small.terms_full);  // every lane for its own loads and stores
     __syncwarp();
     if (lane == 0) {
-      ptx::mbarrier_arrive(&small.terms_full);
       ptx::mbarrier_arrive(&small.vectors_empty[buffers.stage]);
     }
     buffers.next();
@@ -827,16 +829,16 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < GradientsShared::kStages; ++i) {
       ptx::mbarrier_init(&small.full[i], 1);
-      ptx::mbarrier_init(&small.empty[i], 12);
+      ptx::mbarrier_init(&small.empty[i], kConsumerWarps);
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&small.vectors_full[i], 1);
-      ptx::mbarrier_init(&small.vectors_empty[i], 12);
+      ptx::mbarrier_init(&small.vectors_empty[i], kConsumerWarps);
       ptx::mbarrier_init(&small.item_full[i], kMaskThreads);
     }
     ptx::mbarrier_init(&small.qk_full, 1);
-    ptx::mbarrier_init(&small.qk_empty, 12);
-    ptx::mbarrier_init(&small.terms_full, 12);
+    ptx::mbarrier_init(&small.qk_empty, kConsumerWarps);
+    ptx::mbarrier_init(&small.terms_full, kConsumerThreads);
     ptx::mbarrier_init(&small.terms_empty, kMaskThreads);
     ptx::mbarrier_init_fence();
   }
@@ -846,7 +848,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     ptx::registers_decrease<48>();
     if (threadIdx.x >= kMaskThread) {
       gradients_masks(args, small);
-    } else if (threadIdx.x == 384) {
+    } else if (threadIdx.x == kConsumerThreads) {
       gradients_producer(args, shared, small);
     }
   } else if (warpgroup == 0) {

@@ -9,7 +9,7 @@
 //      columns
 //   3. A = I + (H o KK^T) D in shared memory, inverted there in fp32: substitution in 16 x 16
 //      blocks, then merges 16 -> 32 -> 64
-//   4. T and PGD rounded to fp16, written with the vectors as one run of bytes
+//   4. T and PGD rounded to fp16, and written with the vectors
 //
 // With several value heads to a query/key head the scores are made once, the rest is repeated.
 #pragma once
@@ -85,13 +85,13 @@ struct ChunkMasks {
 /// them, and the T of the record over A.
 template <int K>
 struct PrepareShared {
-  static constexpr int kRest = kRecordBytes - kRecordPGD;  // PGD and the vectors
   struct After {
     union {
       float A[kChunk][kStrideA];
-      char T[kRecordPGD];
+      char T[ptx::kBoxBytes];
     };
-    alignas(128) char rest[kRest];
+    alignas(128) char PGD[ptx::kBoxBytes];
+    ChunkVectors vectors;
   };
   union {
     alignas(1024) char tiles[2][K / 64][ptx::kBoxBytes];  // q, k
@@ -418,7 +418,7 @@ __device__ __forceinline__ float w_limit(float growth) {
 template <int K>
 __device__ __forceinline__ void round_record(PrepareShared<K>& shared, int length, int thread) {
   auto& after = shared.after;
-  auto& vectors = *reinterpret_cast<ChunkVectors*>(after.rest + kRecordVectors - kRecordPGD);
+  ChunkVectors& vectors = after.vectors;
   const int warp = thread / 32;
   float4 rows[4][2];  // 8 columns of 4 rows
   float largest = 0;
@@ -477,7 +477,7 @@ __device__ __forceinline__ void round_record(PrepareShared<K>& shared, int lengt
   }
   if (exponent != 0) {
     for (int at = thread * 4; at < ptx::kBoxBytes; at += kPrepareThreads * 4) {
-      auto& word = *reinterpret_cast<uint32_t*>(after.rest + at);
+      auto& word = *reinterpret_cast<uint32_t*>(after.PGD + at);
       const float2 pair = ptx::unpack<__half>(word);
       word = ptx::pack_half(pair.x * up, pair.y * up);
     }
@@ -541,7 +541,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<PrepareShared<K>*>(memory);
   auto& after = shared.after;
-  auto& vectors = *reinterpret_cast<ChunkVectors*>(after.rest + kRecordVectors - kRecordPGD);
+  ChunkVectors& vectors = after.vectors;
   const ItemOrder& order = params.order;
   const int members = kGrouped ? params.group : 1;
   ptx::launch_dependents();
@@ -632,7 +632,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
       {
         float PG[32];
         apply_masks(shared, gates, P, KK, PG, params.scale, warp, lane);
-        parts::store_plain<__half>(parts::plain_lane(ptx::shared_address(after.rest), warp, lane),
+        parts::store_plain<__half>(parts::plain_lane(ptx::shared_address(after.PGD), warp, lane),
                                    lane, PG);
       }
       __syncwarp();  // a warp inverts the block of its own rows
@@ -667,8 +667,9 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
         const int64_t record =
             int64_t{shared.items[buffer].entry} * (int64_t{order.H} * params.group) + head;
         char* to = params.records + record * kRecordBytes;
-        ptx::bulk_store(to, after.T, kRecordPGD);
-        ptx::bulk_store(to + kRecordPGD, after.rest, PrepareShared<K>::kRest);
+        ptx::bulk_store(to + kRecordT, after.T, ptx::kBoxBytes);
+        ptx::bulk_store(to + kRecordPGD, after.PGD, ptx::kBoxBytes);
+        ptx::bulk_store(to + kRecordVectors, &vectors, sizeof(ChunkVectors));
         ptx::store_commit();
         shared.unpublished = static_cast<int>(record);
       }
