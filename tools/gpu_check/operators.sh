@@ -1,0 +1,10 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # sourced by tools/gpu_check.sh
+# The small fused operators and whole decoders against float64 on the CPU.
+operators() {
+  echo
+  echo "| run | passed | skipped | result |"
+  echo "|---|---|---|---|"
+  run_tests small_operators cuda_ops_test '*' OMP_NUM_THREADS=4
+  run_tests decoders cuda_decoder_test '*' OMP_NUM_THREADS=2
+}
+table operators_correctness "tools/gpu_check.sh $build" operators
