@@ -1,8 +1,10 @@
 // Speed of momentum_delta_rule on a GPU, as tables in Markdown: the published shapes on the kernels
-// that dispatch chooses and on the portable ones, and the decode step. L2 is flushed before every
-// timed call, medians of 30; the copy bandwidth is measured in the same run.
+// that dispatch chooses, with and without momentum, and on the portable ones, and the decode step.
+// L2 is flushed before every timed call, medians of 30; the copy bandwidth is measured in the same
+// run.
 //
-//     bench_momentum_delta_rule_cuda [shapes] [portable] [decode]      (nothing: all of them)
+//     bench_momentum_delta_rule_cuda [shapes] [gated] [portable] [decode]      (nothing: all of
+//     them)
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -72,7 +74,7 @@ struct Calls {
   MomentumDeltaRuleBackward backward;
   MomentumDeltaRuleSizes sizes;
 
-  Calls(Device& device, const Shape& s, DType dtype, bool portable) {
+  Calls(Device& device, const Shape& s, DType dtype, bool portable, bool momentum) {
     MomentumDeltaRuleProblem p;
     p.B = p.N = s.B;
     p.T = s.T;
@@ -82,6 +84,7 @@ struct Calls {
     p.dtype = dtype;
     p.scale = 1 / std::sqrt(static_cast<double>(s.K));
     p.l2norm = true;
+    p.momentum = momentum;
     sizes = kernels::cuda::sizes(p);
     if (portable) {
       sizes = {0, kernels::cuda::portable_backward_workspace(p), 0};
@@ -101,7 +104,7 @@ struct Calls {
     }
     fill_layer_gates(gate[0], gate[1], gate[2], gate[3], gates, seed++);
     forward.problem = p;
-    forward.inputs = {normal(qk), normal(qk), normal(vo), gate[0], gate[1],
+    forward.inputs = {normal(qk), normal(qk), normal(vo), gate[0], momentum ? gate[1] : nullptr,
                       gate[2],    gate[3],    nullptr,    nullptr, nullptr};
     forward.o = device.take(vo * size_of(dtype));
     forward.saved = device.take(sizes.saved);
@@ -114,7 +117,7 @@ struct Calls {
     backward.d_k = device.take(qk * size_of(dtype));
     backward.d_v = device.take(vo * size_of(dtype));
     backward.d_alpha = device.floats(gates);
-    backward.d_mu = device.floats(gates);
+    backward.d_mu = momentum ? device.floats(gates) : nullptr;
     backward.d_eta = device.floats(gates);
     backward.d_beta = device.floats(gates);
     backward.workspace = device.take(sizes.backward_workspace);
@@ -126,18 +129,19 @@ double forward_bytes(const MomentumDeltaRuleProblem& p) {
   const double tokens = static_cast<double>(p.B * p.T);
   const double element = static_cast<double>(size_of(p.dtype));
   return tokens * (element * static_cast<double>(2 * p.H * p.K + 2 * p.HV * p.V) +
-                   4.0 * 4.0 * static_cast<double>(p.HV));
+                   4.0 * (p.momentum ? 4.0 : 3.0) * static_cast<double>(p.HV));
 }
 double backward_bytes(const MomentumDeltaRuleProblem& p) {
   const double tokens = static_cast<double>(p.B * p.T);
   const double element = static_cast<double>(size_of(p.dtype));
   return tokens * (element * static_cast<double>(4 * p.H * p.K + 3 * p.HV * p.V) +
-                   4.0 * 8.0 * static_cast<double>(p.HV));
+                   4.0 * (p.momentum ? 8.0 : 6.0) * static_cast<double>(p.HV));
 }
 
-void print_shapes(bool portable, double copy, cudaStream_t stream) {
-  fmt::print("\n## {} (bf16, l2norm inside, gates as the layer makes them)\n\n",
-             portable ? "Portable kernels" : "Kernels that dispatch chooses");
+void print_shapes(bool portable, bool momentum, double copy, cudaStream_t stream) {
+  fmt::print("\n## {}{} (bf16, l2norm inside, gates as the layer makes them)\n\n",
+             portable ? "Portable kernels" : "Kernels that dispatch chooses",
+             momentum ? "" : ", without momentum");
   fmt::print(
       "| shape (B,T,H,K,V) | kernels | forward ms | backward ms | both ms | TFLOP/s forward, "
       "backward | of {:.0f} TFLOP/s | copy time of the least bytes, ms | extra memory MiB | "
@@ -145,7 +149,7 @@ void print_shapes(bool portable, double copy, cudaStream_t stream) {
       kMatmulPeak * 1e-12);
   for (const Shape& shape : kShapes) {
     Device device;
-    Calls calls(device, shape, DType::kBFloat16, portable);
+    Calls calls(device, shape, DType::kBFloat16, portable, momentum);
     const MomentumDeltaRuleProblem& p = calls.forward.problem;
     const auto forward = [&] {
       portable ? kernels::cuda::portable_forward(calls.forward, stream)
@@ -175,7 +179,7 @@ void print_shapes(bool portable, double copy, cudaStream_t stream) {
         shape.name, portable ? "portable" : describe(choice), forward_ms, backward_ms, both_ms,
         forward_rate * 1e-12, backward_rate * 1e-12, 100 * forward_rate / kMatmulPeak,
         100 * backward_rate / kMatmulPeak, forward_bytes(p) / copy * 1e3,
-        backward_bytes(p) / copy * 1e3, extra / kMiB, shape.authors, shape.gdn);
+        backward_bytes(p) / copy * 1e3, extra / kMiB, momentum ? shape.authors : "-", shape.gdn);
     std::fflush(stdout);
   }
 }
@@ -272,13 +276,17 @@ int run(const std::vector<std::string>& wanted) {
   fmt::print(
       "- device: {}\n- copy bandwidth of this run: {:.3f} TB/s (read + written); in-place "
       "update by a kernel: {:.3f} TB/s\n- FLOPs counted for chunks of 64: forward 4C²K + "
-      "4C²V + 12CKV, backward 10C²K + 10C²V + 32CKV a chunk and head\n",
+      "4C²V + 12CKV, backward 10C²K + 10C²V + 32CKV a chunk and head, without momentum half of the "
+      "last term\n",
       describe_device(), copy * 1e-12, in_place * 1e-12);
   if (wants("shapes")) {
-    print_shapes(false, copy, stream);
+    print_shapes(false, true, copy, stream);
+  }
+  if (wants("gated")) {
+    print_shapes(false, false, copy, stream);
   }
   if (wants("portable")) {
-    print_shapes(true, copy, stream);
+    print_shapes(true, true, copy, stream);
   }
   if (wants("decode")) {
     print_decode(copy, in_place, stream);

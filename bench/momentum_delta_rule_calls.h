@@ -18,17 +18,17 @@ namespace mdn::bench {
 inline constexpr double kCountedChunk = 64;
 
 /// Products of the operator, a multiply-add being two: forward 4 C² K + 4 C² V + 12 C K V a chunk,
-/// backward (states rebuilt) 10 C² K + 10 C² V + 32 C K V.
+/// backward (states rebuilt) 10 C² K + 10 C² V + 32 C K V; without momentum half of the last terms.
 inline double forward_flops(const kernels::MomentumDeltaRuleProblem& p) {
   const double K = static_cast<double>(p.K), V = static_cast<double>(p.V);
   const double heads = static_cast<double>(p.B * p.T * p.HV);
-  return heads * (4 * kCountedChunk * (K + V) + 12 * K * V);
+  return heads * (4 * kCountedChunk * (K + V) + (p.momentum ? 12 : 6) * K * V);
 }
 
 inline double backward_flops(const kernels::MomentumDeltaRuleProblem& p) {
   const double K = static_cast<double>(p.K), V = static_cast<double>(p.V);
   const double heads = static_cast<double>(p.B * p.T * p.HV);
-  return heads * (10 * kCountedChunk * (K + V) + 32 * K * V);
+  return heads * (10 * kCountedChunk * (K + V) + (p.momentum ? 32 : 16) * K * V);
 }
 
 /// 64-byte aligned memory with an owner.

@@ -13,13 +13,8 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& q, const a
                                                     const std::optional<at::Tensor>& initial_S,
                                                     const std::optional<at::Tensor>& cu_seqlens,
                                                     std::optional<double> scale, bool l2norm) {
-  std::optional<at::Tensor> initial_M;
-  if (initial_S) {
-    initial_M = at::zeros_like(*initial_S);
-  }
-  auto [o, S, M] =
-      momentum_delta_rule(q, k, v, alpha, at::zeros_like(beta), beta, at::ones_like(beta), pi,
-                          initial_S, initial_M, cu_seqlens, scale, l2norm);
+  auto [o, S, M] = momentum_delta_rule(q, k, v, alpha, std::nullopt, beta, at::ones_like(beta), pi,
+                                       initial_S, std::nullopt, cu_seqlens, scale, l2norm);
   return {o, S};
 }
 
@@ -28,9 +23,8 @@ at::Tensor gated_delta_rule_step(const at::Tensor& q, const at::Tensor& k, const
                                  const std::optional<at::Tensor>& pi,
                                  const std::optional<at::Tensor>& slots,
                                  std::optional<double> scale, bool l2norm) {
-  at::Tensor M = at::zeros_like(S);
-  return momentum_delta_rule_step(q, k, v, alpha, at::zeros_like(beta), beta, at::ones_like(beta),
-                                  S, M, pi, slots, scale, l2norm);
+  return momentum_delta_rule_step(q, k, v, alpha, std::nullopt, beta, at::ones_like(beta), S,
+                                  std::nullopt, pi, slots, scale, l2norm);
 }
 
 }  // namespace mdn::ops

@@ -2,7 +2,7 @@
 //
 //     r = v - pi Sᵀ k;   S <- alpha S + beta k rᵀ;   o = scale Sᵀ q
 //
-// which is momentum_delta_rule at mu = 0 with the step sizes eta = beta and 1: no M is kept. Gated
+// which is momentum_delta_rule without momentum, with the step sizes eta = beta and 1. Gated
 // DeltaNet has pi = alpha; Comba another pi.
 #pragma once
 

@@ -23,8 +23,8 @@ using Backward =
 // The tensors of a call, contiguous, and the problem they pose. Sizes are checked here by name;
 // what is left to the kernels' own check are relations that these checks imply.
 struct Call {
-  Tensor q, k, v, alpha, mu, eta, beta;
-  OptionalTensor pi, initial_S, initial_M, cu_seqlens;
+  Tensor q, k, v, alpha, eta, beta;
+  OptionalTensor mu, pi, initial_S, initial_M, cu_seqlens;  // no mu: without momentum
   kernels::MomentumDeltaRuleProblem problem;
 
   kernels::MomentumDeltaRuleInputs inputs() const {
@@ -37,9 +37,10 @@ struct Call {
 };
 
 Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
-               const Tensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
-               const OptionalTensor& initial_S, const OptionalTensor& initial_M,
-               const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
+               const OptionalTensor& mu, const Tensor& eta, const Tensor& beta,
+               const OptionalTensor& pi, const OptionalTensor& initial_S,
+               const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens,
+               std::optional<double> scale, bool l2norm) {
   constexpr const char* kOp = "momentum_delta_rule";
   MDN_CHECK(q.dim() == 4, "{}: q must be [B, T, H, K], got {}", kOp, shape_text(q));
   MDN_CHECK(v.dim() == 4, "{}: v must be [B, T, HV, V], got {}", kOp, shape_text(v));
@@ -71,7 +72,9 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   p.dtype = dtype_of(kOp, type);
   p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(K)));
   p.l2norm = l2norm;
-  MDN_CHECK(initial_S.has_value() == initial_M.has_value(),
+  p.momentum = mu.has_value();
+  MDN_CHECK(p.momentum || !initial_M, "{}: initial_M is given without mu", kOp);
+  MDN_CHECK(!p.momentum || initial_S.has_value() == initial_M.has_value(),
             "{}: initial_S and initial_M must be given together", kOp);
   check(initial_S, "initial_S", call.states_shape(), gate_type);
   check(initial_M, "initial_M", call.states_shape(), gate_type);
@@ -80,7 +83,7 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   call.k = k.contiguous();
   call.v = v.contiguous();
   call.alpha = alpha.contiguous();
-  call.mu = mu.contiguous();
+  call.mu = contiguous(mu);
   call.eta = eta.contiguous();
   call.beta = beta.contiguous();
   call.pi = contiguous(pi);
@@ -122,10 +125,10 @@ Tensor bytes(const Call& call, size_t size) {
 }
 
 Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
-                const Tensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
-                const OptionalTensor& initial_S, const OptionalTensor& initial_M,
-                const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm,
-                bool save) {
+                const OptionalTensor& mu, const Tensor& eta, const Tensor& beta,
+                const OptionalTensor& pi, const OptionalTensor& initial_S,
+                const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens,
+                std::optional<double> scale, bool l2norm, bool save) {
   const Call call =
       make_call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens, scale, l2norm);
   const Backend backend = backend_of(call);
@@ -133,14 +136,14 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   const auto sizes = sizes_of(backend, call);
   Tensor o = at::empty_like(call.v);
   Tensor final_S = at::empty(call.states_shape(), call.alpha.options());
-  Tensor final_M = at::empty(call.states_shape(), call.alpha.options());
+  Tensor final_M = call.mu ? at::empty_like(final_S) : at::empty({0}, call.alpha.options());
   Tensor saved = bytes(call, save ? sizes.saved : 0);
   const Tensor workspace = bytes(call, sizes.forward_workspace);
   const kernels::MomentumDeltaRuleForward args{.problem = call.problem,
                                                .inputs = call.inputs(),
                                                .o = o.data_ptr(),
                                                .final_S = final_S.data_ptr(),
-                                               .final_M = final_M.data_ptr(),
+                                               .final_M = call.mu ? final_M.data_ptr() : nullptr,
                                                .saved = save ? saved.data_ptr() : nullptr,
                                                .workspace = workspace.data_ptr()};
   switch (backend) {
@@ -160,7 +163,7 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
 // Gradients in the order of the inputs; an absent input's is an empty tensor.
 Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& d_final_S,
                   const OptionalTensor& d_final_M, const Tensor& q, const Tensor& k,
-                  const Tensor& v, const Tensor& alpha, const Tensor& mu, const Tensor& eta,
+                  const Tensor& v, const Tensor& alpha, const OptionalTensor& mu, const Tensor& eta,
                   const Tensor& beta, const OptionalTensor& pi, const OptionalTensor& initial_S,
                   const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens,
                   std::optional<double> scale, bool l2norm) {
@@ -172,6 +175,7 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   const TensorCheck check{"momentum_delta_rule_backward", q.device()};
   check(d_o, "d_o", v.sizes(), v.scalar_type());
   check(d_final_S, "d_final_S", call.states_shape(), alpha.scalar_type());
+  MDN_CHECK(mu || !d_final_M, "momentum_delta_rule_backward: d_final_M is given without mu");
   check(d_final_M, "d_final_M", call.states_shape(), alpha.scalar_type());
   const Tensor d_o_c = d_o.contiguous();
   const OptionalTensor d_S = contiguous(d_final_S), d_M = contiguous(d_final_M);
@@ -180,7 +184,7 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
     return x ? at::empty_like(*x) : at::empty({0}, options.options());
   };
   Tensor d_q = at::empty_like(call.q), d_k = at::empty_like(call.k), d_v = at::empty_like(call.v);
-  Tensor d_alpha = at::empty_like(call.alpha), d_mu = at::empty_like(call.mu);
+  Tensor d_alpha = at::empty_like(call.alpha), d_mu = like(call.mu, call.alpha);
   Tensor d_eta = at::empty_like(call.eta), d_beta = at::empty_like(call.beta);
   Tensor d_pi = like(call.pi, call.alpha);
   Tensor d_initial_S = like(call.initial_S, call.alpha);
@@ -196,7 +200,7 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
                                           .d_k = d_k.data_ptr(),
                                           .d_v = d_v.data_ptr(),
                                           .d_alpha = d_alpha.data_ptr(),
-                                          .d_mu = d_mu.data_ptr(),
+                                          .d_mu = mu ? d_mu.data_ptr() : nullptr,
                                           .d_eta = d_eta.data_ptr(),
                                           .d_beta = d_beta.data_ptr()};
   args.workspace = workspace.data_ptr();
@@ -205,6 +209,8 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   }
   if (initial_S) {
     args.d_initial_S = d_initial_S.data_ptr();
+  }
+  if (initial_M) {
     args.d_initial_M = d_initial_M.data_ptr();
   }
   switch (backend) {
@@ -222,9 +228,9 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
 }
 
 Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
-            const Tensor& mu, const Tensor& eta, const Tensor& beta, Tensor& S, Tensor& M,
-            const OptionalTensor& pi, const OptionalTensor& slots, std::optional<double> scale,
-            bool l2norm) {
+            const OptionalTensor& mu, const Tensor& eta, const Tensor& beta, Tensor& S,
+            const OptionalTensor& M, const OptionalTensor& pi, const OptionalTensor& slots,
+            std::optional<double> scale, bool l2norm) {
   constexpr const char* kOp = "momentum_delta_rule_step";
   MDN_CHECK(q.dim() == 3, "{}: q must be [B, H, K], got {}", kOp, shape_text(q));
   MDN_CHECK(v.dim() == 3, "{}: v must be [B, HV, V], got {}", kOp, shape_text(v));
@@ -245,7 +251,8 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
   check(S, "S", {S.size(0), HV, V, K}, gate_type);
   check(M, "M", S.sizes(), gate_type);
   check(slots, "slots", {B}, at::kLong);
-  MDN_CHECK(S.is_contiguous() && M.is_contiguous(),
+  MDN_CHECK(mu.has_value() == M.has_value(), "{}: mu and M must be given together", kOp);
+  MDN_CHECK(S.is_contiguous() && (!M || M->is_contiguous()),
             "{}: S and M are updated in place and must be contiguous", kOp);
   MDN_CHECK(slots || S.size(0) >= B, "{}: {} sequences but only {} slots", kOp, B, S.size(0));
   if (slots && !slots->is_cuda() && B > 0) {
@@ -256,10 +263,9 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
                 S.size(0));
     }
   }
-  const std::array<Tensor, 7> x = {q.contiguous(),     k.contiguous(),  v.contiguous(),
-                                   alpha.contiguous(), mu.contiguous(), eta.contiguous(),
-                                   beta.contiguous()};
-  const OptionalTensor pi_c = contiguous(pi);
+  const std::array<Tensor, 6> x = {q.contiguous(),     k.contiguous(),   v.contiguous(),
+                                   alpha.contiguous(), eta.contiguous(), beta.contiguous()};
+  const OptionalTensor mu_c = contiguous(mu), pi_c = contiguous(pi);
   const DeviceScope device(q);
   Tensor o = at::empty_like(x[2]);
   const kernels::MomentumDeltaRuleStep args{
@@ -275,12 +281,12 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
       .k = data(x[1]),
       .v = data(x[2]),
       .alpha = data(x[3]),
-      .mu = data(x[4]),
-      .eta = data(x[5]),
-      .beta = data(x[6]),
+      .mu = data(mu_c),
+      .eta = data(x[4]),
+      .beta = data(x[5]),
       .pi = data(pi_c),
       .S = S.data_ptr(),
-      .M = M.data_ptr(),
+      .M = M ? M->data_ptr() : nullptr,
       .slots = static_cast<const int64_t*>(data(slots)),
       .o = o.data_ptr()};
   if (q.is_cuda()) {
@@ -295,7 +301,7 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
 
 // Meta functions: shapes without data.
 Forward forward_meta(const Tensor& q, const Tensor&, const Tensor& v, const Tensor& alpha,
-                     const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     const OptionalTensor& mu, const Tensor&, const Tensor&, const OptionalTensor&,
                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor& cu_seqlens,
                      std::optional<double>, bool, bool) {
   const c10::SymInt N = cu_seqlens ? cu_seqlens->sym_numel() - 1 : q.sym_size(0);
@@ -303,13 +309,14 @@ Forward forward_meta(const Tensor& q, const Tensor&, const Tensor& v, const Tens
   const std::vector<c10::SymInt> states = {N, heads[2], heads[3], q.sym_size(3)};
   const auto state = [&] { return at::empty_symint(states, alpha.options()); };
   // How much is saved is the backend's affair; in a trace it is opaque.
-  return {at::empty_like(v, at::MemoryFormat::Contiguous), state(), state(),
+  return {at::empty_like(v, at::MemoryFormat::Contiguous), state(),
+          mu ? state() : at::empty({0}, alpha.options()),
           at::empty({0}, q.options().dtype(at::kByte))};
 }
 
 Backward backward_meta(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                        const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
-                       const Tensor& mu, const Tensor& eta, const Tensor& beta,
+                       const OptionalTensor& mu, const Tensor& eta, const Tensor& beta,
                        const OptionalTensor& pi, const OptionalTensor& initial_S,
                        const OptionalTensor& initial_M, const OptionalTensor&,
                        std::optional<double>, bool) {
@@ -317,13 +324,14 @@ Backward backward_meta(const Tensor&, const Tensor&, const OptionalTensor&, cons
   const auto maybe = [&](const OptionalTensor& x) {
     return x ? like(*x) : at::empty({0}, alpha.options());
   };
-  return {like(q),   like(k),    like(v),   like(alpha),      like(mu),
+  return {like(q),   like(k),    like(v),   like(alpha),      maybe(mu),
           like(eta), like(beta), maybe(pi), maybe(initial_S), maybe(initial_M)};
 }
 
-Tensor step_meta(const Tensor&, const Tensor&, const Tensor& v, const Tensor&, const Tensor&,
-                 const Tensor&, const Tensor&, Tensor&, Tensor&, const OptionalTensor&,
-                 const OptionalTensor&, std::optional<double>, bool) {
+Tensor step_meta(const Tensor&, const Tensor&, const Tensor& v, const Tensor&,
+                 const OptionalTensor&, const Tensor&, const Tensor&, Tensor&,
+                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                 std::optional<double>, bool) {
   return at::empty_like(v, at::MemoryFormat::Contiguous);
 }
 
@@ -333,7 +341,7 @@ class Autograd : public torch::autograd::Function<Autograd> {
  public:
   static torch::autograd::variable_list forward(
       torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-      const Tensor& alpha, const Tensor& mu, const Tensor& eta, const Tensor& beta,
+      const Tensor& alpha, const OptionalTensor& mu, const Tensor& eta, const Tensor& beta,
       const OptionalTensor& pi, const OptionalTensor& initial_S, const OptionalTensor& initial_M,
       const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
     static const auto op = c10::Dispatcher::singleton()
@@ -343,8 +351,8 @@ class Autograd : public torch::autograd::Function<Autograd> {
     const auto [o, S, M, saved] = op.call(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M,
                                           cu_seqlens, scale, l2norm, true);
     const auto plain = [](const OptionalTensor& x) { return x.value_or(Tensor()); };
-    ctx->save_for_backward({saved, q, k, v, alpha, mu, eta, beta, plain(pi), plain(initial_S),
-                            plain(initial_M), plain(cu_seqlens)});
+    ctx->save_for_backward({saved, q, k, v, alpha, plain(mu), eta, beta, plain(pi),
+                            plain(initial_S), plain(initial_M), plain(cu_seqlens)});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["l2norm"] = l2norm;
     ctx->set_materialize_grads(false);
@@ -363,9 +371,11 @@ class Autograd : public torch::autograd::Function<Autograd> {
     };
     const Tensor d_o = grads[0].defined() ? grads[0] : at::zeros_like(x[3]);
     const auto scale = ctx->saved_data["scale"].toOptional<double>();
-    const auto d = op.call(x[0], d_o, optional(grads[1]), optional(grads[2]), x[1], x[2], x[3],
-                           x[4], x[5], x[6], x[7], optional(x[8]), optional(x[9]), optional(x[10]),
-                           optional(x[11]), scale, ctx->saved_data["l2norm"].toBool());
+    const OptionalTensor mu = optional(x[5]);
+    const auto d =
+        op.call(x[0], d_o, optional(grads[1]), mu ? optional(grads[2]) : std::nullopt, x[1], x[2],
+                x[3], x[4], mu, x[6], x[7], optional(x[8]), optional(x[9]), optional(x[10]),
+                optional(x[11]), scale, ctx->saved_data["l2norm"].toBool());
     const auto given = [](const Tensor& input, const Tensor& gradient) {
       return input.defined() ? gradient : Tensor();
     };
@@ -373,7 +383,7 @@ class Autograd : public torch::autograd::Function<Autograd> {
             std::get<1>(d),
             std::get<2>(d),
             std::get<3>(d),
-            std::get<4>(d),
+            given(x[5], std::get<4>(d)),
             std::get<5>(d),
             std::get<6>(d),
             given(x[8], std::get<7>(d)),
@@ -386,8 +396,8 @@ class Autograd : public torch::autograd::Function<Autograd> {
 };
 
 std::tuple<Tensor, Tensor, Tensor> with_autograd(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
+    const OptionalTensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
     const OptionalTensor& initial_S, const OptionalTensor& initial_M,
     const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   auto out = Autograd::apply(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M, cu_seqlens,
@@ -397,8 +407,8 @@ std::tuple<Tensor, Tensor, Tensor> with_autograd(
 
 // Without autograd nothing is saved.
 std::tuple<Tensor, Tensor, Tensor> without_autograd(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
+    const OptionalTensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
     const OptionalTensor& initial_S, const OptionalTensor& initial_M,
     const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   const auto [o, S, M, saved] = forward(q, k, v, alpha, mu, eta, beta, pi, initial_S, initial_M,
@@ -407,8 +417,8 @@ std::tuple<Tensor, Tensor, Tensor> without_autograd(
 }
 
 std::tuple<Tensor, Tensor, Tensor> operator_meta(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
+    const OptionalTensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
     const OptionalTensor& initial_S, const OptionalTensor& initial_M,
     const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   const auto [o, S, M, saved] = forward_meta(q, k, v, alpha, mu, eta, beta, pi, initial_S,
@@ -419,8 +429,8 @@ std::tuple<Tensor, Tensor, Tensor> operator_meta(
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> momentum_delta_rule(
-    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha, const Tensor& mu,
-    const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
+    const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
+    const OptionalTensor& mu, const Tensor& eta, const Tensor& beta, const OptionalTensor& pi,
     const OptionalTensor& initial_S, const OptionalTensor& initial_M,
     const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
   static const auto op = c10::Dispatcher::singleton()
@@ -431,10 +441,10 @@ std::tuple<Tensor, Tensor, Tensor> momentum_delta_rule(
 }
 
 Tensor momentum_delta_rule_step(const Tensor& q, const Tensor& k, const Tensor& v,
-                                const Tensor& alpha, const Tensor& mu, const Tensor& eta,
-                                const Tensor& beta, Tensor& S, Tensor& M, const OptionalTensor& pi,
-                                const OptionalTensor& slots, std::optional<double> scale,
-                                bool l2norm) {
+                                const Tensor& alpha, const OptionalTensor& mu, const Tensor& eta,
+                                const Tensor& beta, Tensor& S, const OptionalTensor& M,
+                                const OptionalTensor& pi, const OptionalTensor& slots,
+                                std::optional<double> scale, bool l2norm) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("mdn::momentum_delta_rule_step", "")
                              .typed<decltype(momentum_delta_rule_step)>();
@@ -442,7 +452,8 @@ Tensor momentum_delta_rule_step(const Tensor& q, const Tensor& k, const Tensor& 
 }
 
 TORCH_LIBRARY_FRAGMENT(mdn, m) {
-#define MDN_GATES "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor mu, Tensor eta, Tensor beta, "
+#define MDN_GATES \
+  "Tensor q, Tensor k, Tensor v, Tensor alpha, Tensor? mu, Tensor eta, Tensor beta, "
 #define MDN_REST                                                      \
   "Tensor? pi=None, Tensor? initial_S=None, Tensor? initial_M=None, " \
   "Tensor? cu_seqlens=None, float? scale=None, bool l2norm=False"
@@ -456,7 +467,7 @@ TORCH_LIBRARY_FRAGMENT(mdn, m) {
       ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_alpha, Tensor d_mu, Tensor d_eta, "
       "Tensor d_beta, Tensor d_pi, Tensor d_initial_S, Tensor d_initial_M)");
   m.def("momentum_delta_rule_step(" MDN_GATES
-        "Tensor(a!) S, Tensor(b!) M, Tensor? pi=None, Tensor? slots=None, float? scale=None, "
+        "Tensor(a!) S, Tensor(b!)? M, Tensor? pi=None, Tensor? slots=None, float? scale=None, "
         "bool l2norm=False) -> Tensor o");
 #undef MDN_GATES
 #undef MDN_REST

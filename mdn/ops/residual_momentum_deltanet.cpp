@@ -289,7 +289,7 @@ class FusedResidualMomentumDeltanet
             .findSchemaOrThrow("mdn::momentum_delta_rule_forward", "")
             .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
                 const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                const std::optional<at::Tensor>&, const at::Tensor&, const at::Tensor&,
                 const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
                 const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
                 std::optional<double>, bool, bool)>();
@@ -353,7 +353,7 @@ class FusedResidualMomentumDeltanet
             .findSchemaOrThrow("mdn::momentum_delta_rule_backward", "")
             .typed<Gradients(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                              const OptionalTensor&, const at::Tensor&, const at::Tensor&,
-                             const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                             const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                              const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                              std::optional<double>, bool)>();

@@ -67,7 +67,7 @@ def _forward_fake(
     return (
         v.new_empty(v.shape),
         alpha.new_empty(states),
-        alpha.new_empty(states),
+        alpha.new_empty(states if mu is not None else 0),
         q.new_empty(size, dtype=torch.uint8),
     )
 

@@ -11,7 +11,7 @@ def momentum_delta_rule(
     k: Tensor,
     v: Tensor,
     alpha: Tensor,
-    mu: Tensor,
+    mu: Tensor | None,
     eta: Tensor,
     beta: Tensor,
     pi: Tensor | None = None,
@@ -37,11 +37,12 @@ def momentum_delta_rule(
         v: [B, T, HV, V] in q's dtype. HV is a multiple of H: value head j reads query/key head
             j // (HV // H).
         alpha, mu, eta, beta: gates, [B, T, HV], float32 (float64 with float64). Their values, not
-            their logarithms; 0 is legal.
+            their logarithms; 0 is legal. mu None: 0, the gated delta rule; no M is kept then.
         pi: the prediction's scalar, as the gates; None: pi = alpha, as in the published model, and
             alpha's gradient contains pi's.
         initial_S, initial_M: states to continue from, [N, HV, V, K] in the gates' dtype (K
-            contiguous: transposed against the formulas), both or neither; None: zeros.
+            contiguous: transposed against the formulas), both or neither; None: zeros. Without mu
+            there is no initial_M.
         cu_seqlens: [N + 1] int64, with B = 1: sequence n is tokens cu_seqlens[n] to
             cu_seqlens[n + 1], with its own states. None: each row is a sequence, N = B. Keep it on
             the CPU, where checking it costs no synchronisation.
@@ -49,7 +50,8 @@ def momentum_delta_rule(
         l2norm: q and k are divided by sqrt(sum(x^2) + 1e-6) inside.
 
     Returns:
-        o [B, T, HV, V] in q's dtype; the final S and M, [N, HV, V, K] in the gates' dtype.
+        o [B, T, HV, V] in q's dtype; the final S and M, [N, HV, V, K] in the gates' dtype (without
+        mu M is an empty tensor).
 
     Raises:
         RuntimeError: a shape, dtype or device that does not fit; the message names the argument,
@@ -79,11 +81,11 @@ def momentum_delta_rule_step(
     k: Tensor,
     v: Tensor,
     alpha: Tensor,
-    mu: Tensor,
+    mu: Tensor | None,
     eta: Tensor,
     beta: Tensor,
     S: Tensor,
-    M: Tensor,
+    M: Tensor | None,
     pi: Tensor | None = None,
     slots: Tensor | None = None,
     scale: float | None = None,
@@ -94,7 +96,7 @@ def momentum_delta_rule_step(
     Args:
         q, k: [B, H, K]; v: [B, HV, V]; alpha, mu, eta, beta, pi: [B, HV]; dtypes as there.
         S, M: states of all sequences, [slots, HV, V, K] in the gates' dtype and contiguous:
-            **updated in place**.
+            **updated in place**. mu and M are given together, or both are None.
         slots: [B] int64, the state that each row owns, none twice; a negative one marks a padding
             row, whose output is undefined. None: row b owns state b.
         scale, l2norm: as there.

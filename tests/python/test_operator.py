@@ -142,6 +142,45 @@ def test_steps_equal_the_whole(dtype):
     assert state_S[1].isnan().all()  # nobody's slot
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("states", [False, True])
+def test_without_mu_it_is_zero(dtype, states):
+    x = make(T=70, dtype=dtype, states=states, pi=True)
+    x["mu"] = torch.zeros_like(x["mu"])
+    if states:
+        x["initial_M"] = torch.zeros_like(x["initial_M"])
+    full = with_gradients(x)
+    o, S, _ = mdn.momentum_delta_rule(**full, l2norm=True)
+    plain = with_gradients({n: t for n, t in x.items() if n not in ("mu", "initial_M")})
+    got, got_S, got_M = mdn.momentum_delta_rule(**{"mu": None, **plain}, l2norm=True)
+    assert got_M.numel() == 0
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    assert relative(got, o) < tolerance and relative(got_S, S) < tolerance
+    got_gradients = torch.autograd.grad(got.square().sum() + got_S.sum(), list(plain.values()))
+    gradients = torch.autograd.grad(o.square().sum() + S.sum(), [full[n] for n in plain])
+    for name, a, b in zip(plain, got_gradients, gradients, strict=True):
+        assert relative(a, b) < 10 * tolerance, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_steps_without_mu_equal_the_whole(dtype):
+    x = make(T=9, K=19, V=8, dtype=dtype, states=True)
+    del x["initial_M"]
+    x["mu"] = None
+    o, S, _ = mdn.momentum_delta_rule(**x)
+    state = x["initial_S"].clone()
+    names = ("q", "k", "v", *GATES)
+    steps = [
+        mdn.momentum_delta_rule_step(
+            *(None if x[name] is None else x[name][:, t] for name in names), state, None
+        )
+        for t in range(9)
+    ]
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-5
+    assert relative(torch.stack(steps, 1), o) < tolerance
+    assert relative(state, S) < tolerance
+
+
 def test_padding_rows_touch_nothing():
     x = make(T=1)
     S, M = torch.ones(1, 4, 5, 3).double(), torch.ones(1, 4, 5, 3).double()
@@ -266,20 +305,28 @@ FORMS = [
     pytest.param({}, id="plain"),
     pytest.param({"pi": True}, id="pi"),
     pytest.param({"states": True}, id="states"),
+    pytest.param({"momentum": False, "pi": True}, id="without momentum"),
     pytest.param({"pi": True, "states": True, "B": 1, "N": 3}, id="packed"),
     pytest.param({"dtype": torch.float32, "K": 16, "V": 16, "T": 400}, id="float32"),
 ]
 
 
 def form(options):
+    options = dict(options)
+    momentum = options.pop("momentum", True)
     x = make(**options)
+    if not momentum:
+        x["mu"] = None
     if "N" in options:
         x["cu_seqlens"] = torch.tensor([0, 2, 3, 7])
     return x
 
 
 def differentiable(x):
-    return {n: v.requires_grad_() if v.is_floating_point() else v for n, v in x.items()}
+    return {
+        n: v.requires_grad_() if v is not None and v.is_floating_point() else v
+        for n, v in x.items()
+    }
 
 
 def test_some_form_saves_something():
@@ -308,7 +355,8 @@ def test_opcheck_forward(options, save):
 def test_opcheck_backward(options):
     x = form(options)
     o, S, M, saved = torch.ops.mdn.momentum_delta_rule_forward(**x, save=True)
-    for d_S, d_M in ((torch.ones_like(S), torch.ones_like(M)), (None, None)):
+    ones_M = torch.ones_like(M) if x["mu"] is not None else None
+    for d_S, d_M in ((torch.ones_like(S), ones_M), (None, None)):
         torch.library.opcheck(
             torch.ops.mdn.momentum_delta_rule_backward.default,
             (saved, torch.ones_like(o), d_S, d_M),
@@ -325,6 +373,11 @@ def test_opcheck_step(pi, slots):
         torch.ops.mdn.momentum_delta_rule_step.default,
         (),
         {**x, "S": S, "M": S.clone(), "slots": slots},
+    )
+    torch.library.opcheck(
+        torch.ops.mdn.momentum_delta_rule_step.default,
+        (),
+        {**x, "mu": None, "S": S, "M": None, "slots": slots},
     )
 
 
@@ -358,7 +411,7 @@ def test_compiled_equals_eager(options, dynamic):
         for call in (function, compiled):
             x = differentiable(form({**options, "seed": seed}))
             loss, o = call(x)
-            wanted = [v for v in x.values() if v.requires_grad]
+            wanted = [v for v in x.values() if v is not None and v.requires_grad]
             results.append((o.detach(), *torch.autograd.grad(loss, wanted)))
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
@@ -400,6 +453,7 @@ ERRORS = {
         r"initial_S is \[2, 4, 3, 5\].*must be \[2, 4, 5, 3\]",
     ),
     "one state only": ({"initial_M": None}, "initial_S and initial_M must be given together"),
+    "M without mu": ({"mu": None}, "initial_M is given without mu"),
     "no tokens": ({n: X[n][:, :0] for n in ("q", "k", "v", *GATES, "pi")}, "at least 1"),
     "boundaries with a batch": (
         {"cu_seqlens": torch.tensor([0, 7])},
@@ -453,6 +507,7 @@ STEP_ERRORS = {
         "2 sequences but only 1 slots",
     ),
     "slot out of range": ({"slots": torch.tensor([0, 2])}, r"slots\[1\] is 2; there are 2 slots"),
+    "M without mu": ({"mu": None}, "mu and M must be given together"),
     "slot given twice": ({"slots": torch.tensor([1, 1])}, "slot"),
     "slots of another dtype": ({"slots": torch.tensor([0, 1]).int()}, "slots is .*Long"),
     "gate of another shape": ({"eta": STEP["eta"][:, :2]}, r"eta is \[2, 2\]"),

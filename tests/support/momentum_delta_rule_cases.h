@@ -20,7 +20,7 @@ enum class Gates {
   kMaximum,    // alpha 0.9-1, mu 0.5-0.9, eta 2, beta 1
   kSomeZeros,  // kMild with zeros at some tokens, of each gate apart and of all at once
   kAllZero,
-  kNoMomentum,    // mu 0: the plain gated delta rule
+  kNoMomentum,    // mu 0: the gated delta rule
   kAlphaMuOne,    // alpha = mu = 1, beta and eta small
   kSlowMomentum,  // mu 0.97-0.999, beta up to 0.1
 };
@@ -38,6 +38,7 @@ struct MomentumDeltaRuleCase {
   double key_cosine = 0;      // mean cosine between keys
   double value_scale = 1;     // standard deviation of v
   double state_scale = 0.25;  // of the initial states
+  bool momentum = true;       // false: mu and M are not given
 };
 
 /// Small cases that reach every branch. Some hundreds of tokens at most.
@@ -64,6 +65,7 @@ struct MomentumDeltaRuleData {
   std::vector<double> q, k, v, alpha, mu, eta, beta, pi;  // pi empty: tied
   std::vector<double> S, M;                               // initial; empty: none
   std::vector<double> d_o, d_S, d_M;                      // d_S, d_M empty: none
+  // Without momentum mu, M and d_M are empty, and results have no final_M, d_mu and d_M.
   bool wants_initial_gradient = true;
 
   MomentumDeltaRuleData() = default;
@@ -78,6 +80,7 @@ struct MomentumDeltaRuleData {
 /// d_S, d_M where the data asks for them.
 using Results = std::vector<Values>;
 const std::vector<double>& at(const Results& results, const std::string& name);
+bool is_gradient(const std::string& name);
 
 /// Numbers as they lie in memory, and back.
 std::vector<unsigned char> encode(const std::vector<double>& values, DType dtype);
@@ -92,11 +95,12 @@ Results run_cpu(const MomentumDeltaRuleData& data, DType dtype);
 /// ‖x - reference‖ / ‖reference‖ in the 2-norm; what is 0 in the reference must be 0.
 double relative_error(const std::vector<double>& x, const std::vector<double>& reference);
 
-/// Largest relative error that a backend may have in each result of `reference`, all or the first
-/// three (docs/numerics.md): the rounding of the output's type, and what the rounding inside a case
-/// can do to the result, as a simulation of the algorithm shows it. `operands`: the narrowest type
-/// that the backend rounds operands of its products to. `chunks`: tokens that it takes at once, 1
-/// for a walk from token to token; several numbers: the largest of what they allow.
+/// Largest relative error that a backend may have in each result of `reference`, all or those
+/// without gradients (docs/numerics.md): the rounding of the output's type, and what the rounding
+/// inside a case can do to the result, as a simulation of the algorithm shows it. `operands`: the
+/// narrowest type that the backend rounds operands of its products to. `chunks`: tokens that it
+/// takes at once, 1 for a walk from token to token; several numbers: the largest of what they
+/// allow.
 std::vector<std::pair<std::string, double>> tolerances(
     const MomentumDeltaRuleData& data, DType dtype, const Results& reference,
     DType operands = DType::kFloat32, const std::vector<int64_t>& chunks = {1, 64});

@@ -155,7 +155,9 @@ class Simulation {
     const std::vector<double> states(static_cast<size_t>(data.N * c_.HV * c_.V * c_.K));
     fill("o", data.v);
     fill("final_S", states);
-    fill("final_M", states);
+    if (c_.momentum) {
+      fill("final_M", states);
+    }
     if (!rounding.gradients) {
       return;
     }
@@ -166,7 +168,9 @@ class Simulation {
     }
     if (data.wants_initial_gradient) {
       fill("d_S", states);
-      fill("d_M", states);
+      if (c_.momentum) {
+        fill("d_M", states);
+      }
     }
   }
 
@@ -254,7 +258,8 @@ class Simulation {
       chunk.k = operand(chunk.k);
     }
     chunk.alpha = gates(data_.alpha, first, tokens, head);
-    chunk.mu = gates(data_.mu, first, tokens, head);
+    chunk.mu =
+        c_.momentum ? gates(data_.mu, first, tokens, head) : Vector(static_cast<size_t>(tokens));
     chunk.eta = gates(data_.eta, first, tokens, head);
     chunk.beta = gates(data_.beta, first, tokens, head);
     chunk.pi = data_.pi.empty() ? chunk.alpha : gates(data_.pi, first, tokens, head);
@@ -499,7 +504,9 @@ class Simulation {
     for (size_t j = 0; j < deta.size(); ++j) {
       deta[j] += x.g[j] * k_rS[j] - x.n[j] * k_rM[j];
     }
-    put_gate("d_mu", x, head, dmu);
+    if (c_.momentum) {
+      put_gate("d_mu", x, head, dmu);
+    }
     put_gate("d_eta", x, head, deta);
     put_gate("d_beta", x, head, dbeta);
     if (!data_.pi.empty()) {
@@ -530,7 +537,9 @@ class Simulation {
       forward(chunks.back(), head, S, M);
     }
     put_state("final_S", n, head, S);
-    put_state("final_M", n, head, M);
+    if (c_.momentum) {
+      put_state("final_M", n, head, M);
+    }
     if (!rounding_.gradients) {
       return;
     }
@@ -540,7 +549,9 @@ class Simulation {
     }
     if (data_.wants_initial_gradient) {
       put_state("d_S", n, head, dS);
-      put_state("d_M", n, head, dM);
+      if (c_.momentum) {
+        put_state("d_M", n, head, dM);
+      }
     }
   }
 

@@ -13,7 +13,7 @@ struct Rounding {
   double operands =
       0;               // of what a product of matrices reads, unless it is an input: 0: not rounded
   int64_t chunk = 64;  // tokens of a chunk; 1 is the definition, token by token
-  bool gradients = true;  // else the first three results
+  bool gradients = true;  // else outputs and final states alone
 };
 
 /// All results of a case by the formulas of docs/math/momentum_delta_rule.md, sections 2 to 4, with

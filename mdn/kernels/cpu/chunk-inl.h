@@ -71,6 +71,10 @@ inline void load_chunk(const Plan& plan, const MomentumDeltaRuleProblem& p,
                                                   {x.beta, chunk.beta},
                                                   {pi, chunk.pi}};
   for (const auto& [from, to] : gates) {
+    if (from == nullptr) {  // mu, without momentum
+      std::fill_n(to, tokens, 0.0f);
+      continue;
+    }
     const float* gate = static_cast<const float*>(from) + token * p.HV + head;
     for (int64_t t = 0; t < tokens; ++t) {
       to[t] = gate[t * p.HV];
@@ -197,7 +201,7 @@ struct ChunkGradient {
   float *dP, *Z;              // [C, C] to write
   float *dq, *dk;             // [C, K] to write
   float* vectors;             // [16, C]
-  // Per token, stride HV; null pi: alpha's contains it.
+  // Per token, stride HV; null mu: not wanted; null pi: alpha's contains it.
   float *alpha, *mu, *eta, *beta, *pi;
 };
 
@@ -334,7 +338,9 @@ inline void chunk_gradient(const Plan& plan, float scale, int64_t HV, const Chun
     const float dalpha = sum(sum_alpha) + grad_b * b_before + grad_a * a_before;
     const float dpi = sum(sum_pi) + dc[t] * b_before + de[t] * a_before;
     grad.beta[t * HV] = sum(sum_beta) + grad_b * chunk.m[t];
-    grad.mu[t * HV] = sum(sum_mu) + grad_m * m_before;
+    if (grad.mu != nullptr) {
+      grad.mu[t * HV] = sum(sum_mu) + grad_m * m_before;
+    }
     if (grad.pi != nullptr) {
       grad.alpha[t * HV] = dalpha;
       grad.pi[t * HV] = dpi;

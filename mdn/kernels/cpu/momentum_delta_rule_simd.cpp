@@ -419,7 +419,7 @@ void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
 
   const int64_t gate = segment.token(i) * p.HV + segment.head;
   grad.alpha = static_cast<float*>(call.d_alpha) + gate;
-  grad.mu = static_cast<float*>(call.d_mu) + gate;
+  grad.mu = call.d_mu != nullptr ? static_cast<float*>(call.d_mu) + gate : nullptr;
   grad.eta = static_cast<float*>(call.d_eta) + gate;
   grad.beta = static_cast<float*>(call.d_beta) + gate;
   grad.pi = call.d_pi != nullptr ? static_cast<float*>(call.d_pi) + gate : nullptr;
@@ -488,7 +488,7 @@ float dot_rows(const X* x, const Y* y, int64_t count) {
   return total;
 }
 
-template <class T>
+template <class T, bool kMomentum>
 void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
                int64_t row_end) {
   const int64_t K = call.K;
@@ -500,7 +500,7 @@ void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64
   const T* v = static_cast<const T*>(call.v) + gate * call.V;
   T* o = static_cast<T*>(call.o) + gate * call.V;
   const float alpha = static_cast<const float*>(call.alpha)[gate];
-  const float mu = static_cast<const float*>(call.mu)[gate];
+  const float mu = kMomentum ? static_cast<const float*>(call.mu)[gate] : 0.0f;
   const float eta = static_cast<const float*>(call.eta)[gate];
   const float beta = static_cast<const float*>(call.beta)[gate];
   const float pi = call.pi != nullptr ? static_cast<const float*>(call.pi)[gate] : alpha;
@@ -515,7 +515,7 @@ void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64
   const int64_t state = (slot * call.HV + head) * call.V * K;
   for (int64_t row = row_begin; row < row_end; ++row) {
     float* S = static_cast<float*>(call.S) + state + row * K;
-    float* M = static_cast<float*>(call.M) + state + row * K;
+    float* M = kMomentum ? static_cast<float*>(call.M) + state + row * K : nullptr;
     // s = S k, y = S q, z = M q in one pass over the old states
     Vf s_sum = hn::Zero(Df()), y_sum = s_sum, z_sum = s_sum;
     int64_t i = 0;
@@ -525,7 +525,9 @@ void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64
       const Vf q_i = load_floats(q + i);
       s_sum = hn::MulAdd(S_i, k_i, s_sum);
       y_sum = hn::MulAdd(S_i, q_i, y_sum);
-      z_sum = hn::MulAdd(load_at(M + i), q_i, z_sum);
+      if constexpr (kMomentum) {
+        z_sum = hn::MulAdd(load_at(M + i), q_i, z_sum);
+      }
     }
     float s = sum(s_sum);
     float y = sum(y_sum);
@@ -533,7 +535,9 @@ void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64
     for (; i < K; ++i) {
       s += S[i] * static_cast<float>(k[i]);
       y += S[i] * static_cast<float>(q[i]);
-      z += M[i] * static_cast<float>(q[i]);
+      if constexpr (kMomentum) {
+        z += M[i] * static_cast<float>(q[i]);
+      }
     }
     s *= k_factor;
     y *= q_factor;
@@ -545,23 +549,33 @@ void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64
     const float write = -eta * r * k_factor;
     i = 0;
     for (; i + kLanes <= K; i += kLanes) {
-      const Vf M_i = hn::MulAdd(set(mu), load_at(M + i), hn::Mul(set(write), load_floats(k + i)));
-      store_floats(M_i, M + i);
+      Vf M_i = hn::Mul(set(write), load_floats(k + i));
+      if constexpr (kMomentum) {
+        M_i = hn::MulAdd(set(mu), load_at(M + i), M_i);
+        store_floats(M_i, M + i);
+      }
       store_floats(hn::NegMulAdd(set(beta), M_i, hn::Mul(set(alpha), load_at(S + i))), S + i);
     }
     for (; i < K; ++i) {
-      M[i] = mu * M[i] + write * static_cast<float>(k[i]);
-      S[i] = alpha * S[i] - beta * M[i];
+      float M_i = write * static_cast<float>(k[i]);
+      if constexpr (kMomentum) {
+        M_i = mu * M[i] + M_i;
+        M[i] = M_i;
+      }
+      S[i] = alpha * S[i] - beta * M_i;
     }
   }
 }
 
 void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
                int64_t row_end) {
+  const bool momentum = call.mu != nullptr;
   if (call.dtype == DType::kFloat32) {
-    step_rows<float>(call, b, head, row_begin, row_end);
+    momentum ? step_rows<float, true>(call, b, head, row_begin, row_end)
+             : step_rows<float, false>(call, b, head, row_begin, row_end);
   } else {
-    step_rows<BFloat16>(call, b, head, row_begin, row_end);
+    momentum ? step_rows<BFloat16, true>(call, b, head, row_begin, row_end)
+             : step_rows<BFloat16, false>(call, b, head, row_begin, row_end);
   }
 }
 

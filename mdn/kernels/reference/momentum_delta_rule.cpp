@@ -39,7 +39,7 @@ class Reader {
     t.k_factor = p_.l2norm ? norm_factor(t.k, p_.K) : 1.0;
     const int64_t gate = token * p_.HV + head;
     t.alpha = as_double(x_.alpha)[gate];
-    t.mu = as_double(x_.mu)[gate];
+    t.mu = p_.momentum ? as_double(x_.mu)[gate] : 0.0;
     t.eta = as_double(x_.eta)[gate];
     t.beta = as_double(x_.beta)[gate];
     t.pi = x_.pi != nullptr ? as_double(x_.pi)[gate] : t.alpha;
@@ -51,17 +51,21 @@ class Reader {
   const MomentumDeltaRuleInputs& x_;
 };
 
-/// Moves the states [V, K] over one token. `o` null: not wanted.
+/// Moves the states [V, K] over one token. `o` null: not wanted; `M` null: not kept, mu being 0.
 void advance(const Token& t, int64_t K, int64_t V, double scale, double* S, double* M, double* o) {
   for (int64_t v = 0; v < V; ++v) {
     double* S_v = S + v * K;
-    double* M_v = M + v * K;
+    double* M_v = M != nullptr ? M + v * K : nullptr;
     // r = v - pi Sᵀk
     const double r = t.v[v] - t.pi * t.k_factor * dot(S_v, t.k, K);
     for (int64_t i = 0; i < K; ++i) {
       // M <- mu M - eta k rᵀ;  S <- alpha S - beta M
-      M_v[i] = t.mu * M_v[i] - t.eta * t.k_factor * t.k[i] * r;
-      S_v[i] = t.alpha * S_v[i] - t.beta * M_v[i];
+      const double before = M_v != nullptr ? M_v[i] : 0.0;
+      const double after = t.mu * before - t.eta * t.k_factor * t.k[i] * r;
+      S_v[i] = t.alpha * S_v[i] - t.beta * after;
+      if (M_v != nullptr) {
+        M_v[i] = after;
+      }
     }
     if (o != nullptr) {
       // o = scale Sᵀq
@@ -244,7 +248,9 @@ void backward(const MomentumDeltaRuleBackward& call) {
           add_row_gradient(token.q, token.q_factor, p.l2norm, grad.q, K, d_q);
           add_row_gradient(token.k, token.k_factor, p.l2norm, grad.k, K, d_k);
           const int64_t gate = t * p.HV + head;
-          as_double(call.d_mu)[gate] = grad.mu;
+          if (p.momentum) {
+            as_double(call.d_mu)[gate] = grad.mu;
+          }
           as_double(call.d_eta)[gate] = grad.eta;
           as_double(call.d_beta)[gate] = grad.beta;
           if (call.d_pi != nullptr) {
@@ -279,6 +285,7 @@ void step(const MomentumDeltaRuleStep& call) {
   p.K = K;
   p.V = V;
   p.l2norm = call.l2norm;
+  p.momentum = call.mu != nullptr;
   MomentumDeltaRuleInputs x;
   x.q = call.q;
   x.k = call.k;
@@ -296,7 +303,7 @@ void step(const MomentumDeltaRuleStep& call) {
     }
     for (int64_t head = 0; head < call.HV; ++head) {
       double* S = as_double(call.S) + (slot * call.HV + head) * V * K;
-      double* M = as_double(call.M) + (slot * call.HV + head) * V * K;
+      double* M = p.momentum ? as_double(call.M) + (slot * call.HV + head) * V * K : nullptr;
       advance(read(b, head), K, V, call.scale, S, M, as_double(call.o) + (b * call.HV + head) * V);
     }
   }

@@ -2,6 +2,8 @@
 //
 //     r = v - pi S k;  M <- mu M - eta r kᵀ;  S <- alpha S - beta M;  o = scale S q
 //
+// Without momentum M is no more than this token's -eta r kᵀ.
+//
 // A group of lanes owns a row of S and the row of M (16 columns a lane), float16 states two rows:
 // so eight 16-byte loads are in flight a thread, nothing but q and k is shared, and the loads of
 // the states are issued before anything waits.
@@ -25,7 +27,7 @@ struct StepParams {
   const void* k;
   const void* v;
   const float* alpha;
-  const float* mu;
+  const float* mu;  // null with M: without momentum
   const float* eta;
   const float* beta;
   const float* pi;
@@ -166,8 +168,8 @@ struct Row {
   }
 };
 
-/// kRows: rows of S, and of M, that a group of lanes owns.
-template <int kLanes, typename State, int kRows>
+/// kRows: rows of S, and of M, that a group of lanes owns. Without kMomentum there is no M.
+template <int kLanes, typename State, int kRows, bool kMomentum>
 __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
   constexpr int kColumns = kLanes * kColumnsPerLane;
   __shared__ __align__(16) float q_shared[kColumns];
@@ -189,21 +191,23 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
 
   const int64_t at = ((slot * p.HV + head) * p.V + first_row) * p.K;
   State* const S_rows = static_cast<State*>(p.S) + at;
-  State* const M_rows = static_cast<State*>(p.M) + at;
+  State* const M_rows = kMomentum ? static_cast<State*>(p.M) + at : nullptr;
   typename States::Pieces S_pieces[kRows];
-  typename States::Pieces M_pieces[kRows];
+  typename States::Pieces M_pieces[kRows];  // nothing without momentum
   if (p.vector) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const bool inside = first_row + i < p.V;
       States::fetch(S_rows + i * p.K, p.K, lane, inside, S_pieces[i]);
-      States::fetch(M_rows + i * p.K, p.K, lane, inside, M_pieces[i]);
+      if constexpr (kMomentum) {
+        States::fetch(M_rows + i * p.K, p.K, lane, inside, M_pieces[i]);
+      }
     }
   }
 
   const int64_t gate = b * p.HV + head;
   const float alpha = p.alpha[gate];
-  const float mu = p.mu[gate];
+  const float mu = kMomentum ? p.mu[gate] : 0.0f;
   const float eta = p.eta[gate];
   const float beta = p.beta[gate];
   const float pi = p.pi[gate];
@@ -254,7 +258,9 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
     float M[kColumnsPerLane];
     float x[kColumnsPerLane];
     States::read(S_rows + row * p.K, p.K, lane, p.vector, inside, S_pieces[row], S);
-    States::read(M_rows + row * p.K, p.K, lane, p.vector, inside, M_pieces[row], M);
+    if constexpr (kMomentum) {
+      States::read(M_rows + row * p.K, p.K, lane, p.vector, inside, M_pieces[row], M);
+    }
     States::read_shared(k_shared, lane, x);
     float prediction = 0.0f;  // S k
 #pragma unroll
@@ -265,12 +271,18 @@ __global__ void __launch_bounds__(kMaxThreads) step_kernel(const StepParams p) {
     const float write = eta * (v[row] - pi * prediction) * k_inverse;  // eta r
 #pragma unroll
     for (int i = 0; i < kColumnsPerLane; ++i) {  // M = mu M - eta r k; S = alpha S - beta M
-      M[i] = mu * M[i] - write * x[i];
+      if constexpr (kMomentum) {
+        M[i] = mu * M[i] - write * x[i];
+      } else {
+        M[i] = -write * x[i];
+      }
       S[i] = alpha * S[i] - beta * M[i];
     }
     if (inside) {
       States::write(S_rows + row * p.K, p.K, lane, p.vector, S);
-      States::write(M_rows + row * p.K, p.K, lane, p.vector, M);
+      if constexpr (kMomentum) {
+        States::write(M_rows + row * p.K, p.K, lane, p.vector, M);
+      }
     }
     States::read_shared(q_shared, lane, x);
     float o = 0.0f;
@@ -291,7 +303,7 @@ bool fills(int64_t heads, int64_t V, int rows, int multiprocessors) {
 }
 
 /// The largest block that still fills the device; small batches get small blocks.
-template <int kLanes, typename State, int kRows>
+template <int kLanes, typename State, int kRows, bool kMomentum>
 void launch_rows(StepParams p, int64_t heads, const DeviceFacts& device, cudaStream_t stream) {
   const auto rows = [](int threads) { return threads / kLanes * kRows; };
   int threads = kMaxThreads;
@@ -299,33 +311,44 @@ void launch_rows(StepParams p, int64_t heads, const DeviceFacts& device, cudaStr
     threads /= 2;
   }
   p.tiles = static_cast<int>((p.V + rows(threads) - 1) / rows(threads));
-  launch("launch of momentum_delta_rule step", step_kernel<kLanes, State, kRows>, heads * p.tiles,
-         threads, 0, stream, p);
+  launch("launch of momentum_delta_rule step", step_kernel<kLanes, State, kRows, kMomentum>,
+         heads * p.tiles, threads, 0, stream, p);
 }
 
-template <int kLanes, typename State>
+/// Rows that fill a thread's eight loads, where there are enough of them.
+template <int kLanes, typename State, bool kMomentum>
 void launch_step(StepParams p, int64_t heads, const DeviceFacts& device, cudaStream_t stream) {
-  if constexpr (std::is_same_v<State, __half>) {
-    if (fills(heads, p.V, kMaxThreads / kLanes * 2, device.multiprocessors)) {
-      return launch_rows<kLanes, State, 2>(p, heads, device, stream);
-    }
+  constexpr int kRows = 8 / Row<kLanes, State>::kPieces / (kMomentum ? 2 : 1);
+  if (fills(heads, p.V, kMaxThreads / kLanes * kRows, device.multiprocessors)) {
+    launch_rows<kLanes, State, kRows, kMomentum>(p, heads, device, stream);
+  } else {
+    launch_rows<kLanes, State, 1, kMomentum>(p, heads, device, stream);
   }
-  launch_rows<kLanes, State, 1>(p, heads, device, stream);
 }
 
-template <typename State>
+template <typename State, bool kMomentum>
 void launch_step(StepParams p, int64_t heads, const DeviceFacts& device, cudaStream_t stream) {
   p.vector = p.K % Piece<State>::kWidth == 0 && reinterpret_cast<uintptr_t>(p.S) % 16 == 0 &&
              reinterpret_cast<uintptr_t>(p.M) % 16 == 0;
   if (p.K <= 4 * kColumnsPerLane) {
-    launch_step<4, State>(p, heads, device, stream);
+    launch_step<4, State, kMomentum>(p, heads, device, stream);
   } else if (p.K <= 8 * kColumnsPerLane) {
-    launch_step<8, State>(p, heads, device, stream);
+    launch_step<8, State, kMomentum>(p, heads, device, stream);
   } else if (p.K <= 16 * kColumnsPerLane) {
-    launch_step<16, State>(p, heads, device, stream);
+    launch_step<16, State, kMomentum>(p, heads, device, stream);
   } else {
     static_assert(32 * kColumnsPerLane == kPortableMaxChannels);
-    launch_step<32, State>(p, heads, device, stream);
+    launch_step<32, State, kMomentum>(p, heads, device, stream);
+  }
+}
+
+template <bool kMomentum>
+void launch_step(const StepParams& p, DType state_dtype, int64_t heads, const DeviceFacts& device,
+                 cudaStream_t stream) {
+  if (state_dtype == DType::kFloat16) {
+    launch_step<__half, kMomentum>(p, heads, device, stream);
+  } else {
+    launch_step<float, kMomentum>(p, heads, device, stream);
   }
 }
 
@@ -354,10 +377,10 @@ void decode_step(const MomentumDeltaRuleStep& call, const DeviceFacts& device,
   p.dtype = call.dtype;
   p.l2norm = call.l2norm;
   p.scale = static_cast<float>(call.scale);
-  if (call.state_dtype == DType::kFloat16) {
-    launch_step<__half>(p, call.B * call.HV, device, stream);
+  if (call.M != nullptr) {
+    launch_step<true>(p, call.state_dtype, call.B * call.HV, device, stream);
   } else {
-    launch_step<float>(p, call.B * call.HV, device, stream);
+    launch_step<false>(p, call.state_dtype, call.B * call.HV, device, stream);
   }
 }
 

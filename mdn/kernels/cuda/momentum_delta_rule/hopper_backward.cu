@@ -1,15 +1,14 @@
-// The Hopper backward pass: which problems it takes, its workspace, its launches.
+// The host side of the Hopper backward pass: which problems it takes, its workspace, its launches.
 //
-// Chunk states and their gradients dominate the workspace (8 K V bytes a chunk and value head), so
-// value heads are taken in groups whose tiles stay within four times the bytes of q, k, v and o;
-// groups run one after the other in the same memory.
+// Chunk states and their gradients dominate the workspace (8 K V bytes a chunk and value head, half
+// of it without momentum), so value heads are taken in groups whose tiles stay within four times
+// the bytes of q, k, v and o; groups run one after the other in the same memory.
 #include <cuda_runtime_api.h>
 
 #include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_recurrences.cuh"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_gradients.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_launch.h"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
 
 namespace mdn::kernels::cuda {
@@ -47,7 +46,8 @@ Plan make_plan(const MomentumDeltaRuleProblem& problem) {
   const auto HV = static_cast<size_t>(problem.HV);
   const auto H = static_cast<size_t>(problem.H);
   const auto chunks = static_cast<size_t>(plan.entries);
-  const size_t head_bytes = chunks * (4 * K * V + kChunk * V) * 2;
+  const size_t states = problem.momentum ? 4 : 2;  // S, dS and M, dM
+  const size_t head_bytes = chunks * (states * K * V + kChunk * V) * 2;
   const size_t tensors = static_cast<size_t>(tokens(problem)) * (H * K + HV * V) * 2 * 2;
   const size_t limit = 4 * tensors > kSmallestLimit ? 4 * tensors : kSmallestLimit;
   size_t heads = limit / head_bytes;
@@ -56,74 +56,15 @@ Plan make_plan(const MomentumDeltaRuleProblem& problem) {
   plan.state = round_up(chunks * heads * K * V * 2);
   plan.table = 0;
   plan.S = chunk_table_bytes(problem, kChunk);
-  plan.M = plan.S + plan.state;
-  plan.dS = plan.M + plan.state;
-  plan.dM = plan.dS + plan.state;
-  plan.R = plan.dM + plan.state;
+  plan.dS = plan.S + plan.state;
+  plan.M = plan.dS + plan.state;
+  plan.dM = plan.M + plan.state;
+  plan.R = plan.S + states * plan.state;
   plan.partial = HV == H ? 0 : round_up(static_cast<size_t>(tokens(problem)) * HV * K * 4);
   plan.d_q = plan.R + round_up(chunks * heads * kChunk * V * 2);
   plan.d_k = plan.d_q + plan.partial;
   plan.bytes = plan.d_k + plan.partial;
   return plan;
-}
-
-template <class Kernel>
-void launch(Kernel kernel, const char* name, int64_t blocks, int threads, int shared_bytes,
-            const Arguments& args, cudaStream_t stream) {
-  MDN_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  void* arguments[] = {const_cast<Arguments*>(&args)};
-  const cudaError_t status = cudaLaunchKernel(
-      reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-      dim3(static_cast<unsigned>(threads)), arguments, static_cast<size_t>(shared_bytes), stream);
-  if (status != cudaSuccess) {
-    throw_cuda_error(status, name, __FILE__, __LINE__);
-  }
-}
-
-template <class E, int kK, int kBoxesV>
-void launch_recurrences(const Arguments& args, cudaStream_t stream) {
-  using namespace backward_pass;
-  using S = Split<kK, kBoxesV>;
-  const int64_t blocks = int64_t{args.sequences} * args.heads * (args.V / (64 * kBoxesV));
-  static_assert(StatesShared<kK, kBoxesV>::kBytes <= 232448);
-  static_assert(ChainShared<kK, kBoxesV>::kBytes <= 232448);
-  constexpr int kBytes = StatesShared<kK, kBoxesV>::kBytes > ChainShared<kK, kBoxesV>::kBytes
-                             ? StatesShared<kK, kBoxesV>::kBytes
-                             : ChainShared<kK, kBoxesV>::kBytes;
-  launch(recurrences_kernel<E, kK, kBoxesV>, "launch of recurrences_kernel", 2 * blocks,
-         S::kThreads, kBytes, args, stream);
-}
-
-template <class E>
-void launch_group(const Arguments& args, int multiprocessors, cudaStream_t stream) {
-  using namespace backward_pass;
-  if (args.K == 256) {
-    launch_recurrences<E, 256, 1>(args, stream);
-  } else if (args.K == 128 && args.V == 64) {
-    launch_recurrences<E, 128, 1>(args, stream);
-  } else if (args.K == 128) {
-    launch_recurrences<E, 128, 2>(args, stream);
-  } else if (args.V == 64) {
-    launch_recurrences<E, 64, 1>(args, stream);
-  } else {
-    launch_recurrences<E, 64, 2>(args, stream);
-  }
-  const int64_t items = args.entries * args.heads;
-  const int64_t blocks = items < multiprocessors ? items : multiprocessors;
-  launch(args.partial ? gradients_kernel<E, float> : gradients_kernel<E, E>,
-         "launch of gradients_kernel", blocks, kGradientThreads, kGradientsBytes, args, stream);
-}
-
-template <class E, class From>
-void finish_rows(const MomentumDeltaRuleProblem& problem, const void* from, const void* raw,
-                 void* d, cudaStream_t stream) {
-  const int64_t rows = tokens(problem) * problem.H;
-  const auto blocks = static_cast<unsigned>((rows + 7) / 8);
-  backward_pass::finish_rows_kernel<E, From><<<blocks, 256, 0, stream>>>(
-      static_cast<const From*>(from), static_cast<const E*>(raw), static_cast<E*>(d), rows,
-      static_cast<int>(problem.K), static_cast<int>(problem.HV / problem.H));
-  MDN_CUDA_CHECK_LAUNCH("finish_rows_kernel");
 }
 
 template <class E>
@@ -134,17 +75,9 @@ void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const
   for (int head = 0; head < HV; head += plan.heads) {
     args.head = head;
     args.heads = HV - head < plan.heads ? HV - head : plan.heads;
-    launch_group<E>(args, device.multiprocessors, stream);
+    launch_hopper_backward<E>(args, problem.momentum, device.multiprocessors, stream);
   }
-  const void* q = problem.l2norm ? call.inputs.q : nullptr;
-  const void* k = problem.l2norm ? call.inputs.k : nullptr;
-  if (args.partial) {
-    finish_rows<E, float>(problem, args.d_q, q, call.d_q, stream);
-    finish_rows<E, float>(problem, args.d_k, k, call.d_k, stream);
-  } else if (problem.l2norm) {
-    finish_rows<E, E>(problem, call.d_q, q, call.d_q, stream);
-    finish_rows<E, E>(problem, call.d_k, k, call.d_k, stream);
-  }
+  launch_hopper_finish<E>(call, args, stream);
 }
 
 }  // namespace

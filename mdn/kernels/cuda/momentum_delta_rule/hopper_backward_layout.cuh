@@ -12,6 +12,8 @@
 //     kernel) R       boxes [V / 64], rows tokens, columns value channels              (by the
 //     states kernel)
 //
+// Without momentum M and dM are missing everywhere; the kernels' kMomentum says so.
+//
 // Names and formulas: docs/math/momentum_delta_rule.md.
 #pragma once
 
@@ -50,7 +52,7 @@ struct Arguments {
   uint8_t* dM;
   uint8_t* R;
   const float* alpha;  // [tokens, HV]
-  const float* mu;
+  const float* mu;     // null: 0, without momentum
   const float* eta;
   const float* beta;
   const float* pi;         // null: alpha
@@ -62,7 +64,7 @@ struct Arguments {
   void* d_q;  // E [tokens, HV, K]; with shared heads fp32 partial sums
   void* d_k;
   float* d_alpha;
-  float* d_mu;
+  float* d_mu;  // null without momentum
   float* d_eta;
   float* d_beta;
   float* d_pi;
@@ -178,8 +180,9 @@ __device__ __forceinline__ void store_state(float* state, const float (&d)[kRegi
 
 /// How the recurrences cut their work. A block has kConsumers warpgroups, each with 64 value
 /// channels by kWarpgroupK key channels of both states in registers, and a producer warpgroup.
-template <int kK, int kBlockBoxesV>
+template <int kK, int kBlockBoxesV, bool kMomentum>
 struct Split {
+  static constexpr int kStates = kMomentum ? 2 : 1;  // S, M
   static constexpr int kBoxesV = kBlockBoxesV;       // 64 value channels each, 1 or 2 a block
   static constexpr int kHalves = kK == 256 ? 2 : 1;  // warpgroups that share 64 value channels
   static constexpr int kWarpgroupK = kK / kHalves;   // 64 or 128

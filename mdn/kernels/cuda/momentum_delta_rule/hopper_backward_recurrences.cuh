@@ -7,14 +7,15 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared, int sequence,
                                           int head, int tile) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = ChainShared<kK, kBoxesV>;
-  const ChainBarriers<kK, kBoxesV> barriers{reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
+  using Sp = Split<kK, kBoxesV, kMomentum>;
+  using L = ChainShared<kK, kBoxesV, kMomentum>;
+  const ChainBarriers<kK, kBoxesV, kMomentum> barriers{
+      reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
   if (threadIdx.x == 0) {
-    constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
+    constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
     for (int i = 0; i < kEmpty; ++i) {
       ptx::mbarrier_init(barriers.first + i, 1);
       ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
@@ -27,21 +28,21 @@ __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      chain_producer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
+      chain_producer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, sequence, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    chain_consumer<E, kK, kBoxesV>(args, shared, barriers, sequence, head, tile);
+    chain_consumer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, sequence, head, tile);
   }
 }
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* shared, int sequence,
                                            int head, int tile) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = StatesShared<kK, kBoxesV>;
+  using Sp = Split<kK, kBoxesV, kMomentum>;
+  using L = StatesShared<kK, kBoxesV, kMomentum>;
   auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
   uint64_t* empty = full + L::kStages;
   if (threadIdx.x == 0) {
@@ -57,18 +58,18 @@ __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* share
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      states_producer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
+      states_producer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, sequence, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    states_consumer<E, kK, kBoxesV>(args, shared, full, empty, sequence, head, tile);
+    states_consumer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, sequence, head, tile);
   }
 }
 
-template <class E, int kK, int kBoxesV>
-__global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
+template <class E, int kK, int kBoxesV, bool kMomentum>
+__global__ void __launch_bounds__(Split<kK, kBoxesV, kMomentum>::kThreads, 1)
     recurrences_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ uint8_t memory[];
   uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
@@ -79,9 +80,9 @@ __global__ void __launch_bounds__(Split<kK, kBoxesV>::kThreads, 1)
   const int head = args.head + block / tiles % args.heads;
   const int sequence = block / tiles / args.heads;
   if (static_cast<int>(blockIdx.x) < blocks) {
-    run_chain<E, kK, kBoxesV>(args, shared, sequence, head, tile);
+    run_chain<E, kK, kBoxesV, kMomentum>(args, shared, sequence, head, tile);
   } else {
-    run_states<E, kK, kBoxesV>(args, shared, sequence, head, tile);
+    run_states<E, kK, kBoxesV, kMomentum>(args, shared, sequence, head, tile);
   }
 }
 

@@ -22,9 +22,9 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <int kK, int kBoxesV>
+template <int kK, int kBoxesV, bool kMomentum>
 struct ChainShared {
-  using S = Split<kK, kBoxesV>;
+  using S = Split<kK, kBoxesV, kMomentum>;
   static constexpr int kKeyStages = 2;
   static constexpr int kQueryStages = kK == 256 ? 1 : 2;
   static constexpr int kRestStages = kK == 256 ? 1 : 2;
@@ -35,7 +35,7 @@ struct ChainShared {
   static constexpr int kStates = kRest + kRestStages * kRestBoxes * kBox;
   // dV on its way out; with K = 256 in the place of dO, which has been read by then.
   static constexpr bool kOwnDV = kK != 256;
-  static constexpr int kDV = kStates + S::kConsumers * 2 * S::kWarpgroupBoxesK * kBox;
+  static constexpr int kDV = kStates + S::kConsumers * S::kStates * S::kWarpgroupBoxesK * kBox;
   static constexpr int kVectors = kDV + (kOwnDV ? S::kBoxesV * kBox : 0);
   static constexpr int kChunks = kVectors + kRestStages * kVectorBytes;  // by the producer
   static constexpr int kExchange = kChunks + 2 * 16;
@@ -45,9 +45,9 @@ struct ChainShared {
 };
 
 /// Full and empty barriers of the three rings.
-template <int kK, int kBoxesV>
+template <int kK, int kBoxesV, bool kMomentum>
 struct ChainBarriers {
-  using L = ChainShared<kK, kBoxesV>;
+  using L = ChainShared<kK, kBoxesV, kMomentum>;
   uint64_t* first;
   __device__ __forceinline__ uint64_t* keys(int stage) const { return first + stage; }
   __device__ __forceinline__ uint64_t* queries(int stage) const {
@@ -59,13 +59,13 @@ struct ChainBarriers {
   static constexpr int kEmpty = L::kKeyStages + L::kQueryStages + L::kRestStages;
 };
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* shared,
-                                               ChainBarriers<kK, kBoxesV> barriers, int sequence,
-                                               int head, int tile) {
-  using S = Split<kK, kBoxesV>;
-  using L = ChainShared<kK, kBoxesV>;
-  constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
+                                               ChainBarriers<kK, kBoxesV, kMomentum> barriers,
+                                               int sequence, int head, int tile) {
+  using S = Split<kK, kBoxesV, kMomentum>;
+  using L = ChainShared<kK, kBoxesV, kMomentum>;
+  constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
   Ring<L::kKeyStages> keys;
   Ring<L::kQueryStages> queries;
   Ring<L::kRestStages> rest;
@@ -135,13 +135,13 @@ __device__ __forceinline__ void scaled_rows(uint32_t (&a)[4][4], uint32_t lane_a
   }
 }
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* shared,
-                                               ChainBarriers<kK, kBoxesV> barriers, int sequence,
-                                               int head, int tile) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = ChainShared<kK, kBoxesV>;
-  constexpr int kEmpty = ChainBarriers<kK, kBoxesV>::kEmpty;
+                                               ChainBarriers<kK, kBoxesV, kMomentum> barriers,
+                                               int sequence, int head, int tile) {
+  using Sp = Split<kK, kBoxesV, kMomentum>;
+  using L = ChainShared<kK, kBoxesV, kMomentum>;
+  constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
   // Known to be the same in a warp where that saves registers (it does not with K = 256).
   const int warpgroup = Sp::kHalves == 2
@@ -154,7 +154,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   const int v_box = tile * Sp::kBoxesV + box_v;
 
   float S[kRegisters];  // dS^T, dM^T
-  float M[kRegisters];
+  [[maybe_unused]] float M[kRegisters];
   // This thread's first element of the sequence's [V, K] states.
   const auto state_offset = [&] {
     const int at = ptx::fresh_thread_index() % 128;
@@ -163,11 +163,13 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
            half * Sp::kWarpgroupK + 2 * (at % 4);
   };
   load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset(), kK);
-  load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset(), kK);
+  if constexpr (kMomentum) {
+    load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset(), kK);
+  }
 
-  uint8_t* states = shared + L::kStates + warpgroup * 2 * Sp::kWarpgroupBoxesK * kBox;
+  uint8_t* states = shared + L::kStates + warpgroup * Sp::kStates * Sp::kWarpgroupBoxesK * kBox;
   const uint32_t S_box = ptx::shared_address(states);
-  const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
+  [[maybe_unused]] const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
   float* exchange = reinterpret_cast<float*>(shared + L::kExchange);
 
   Ring<L::kKeyStages> keys;
@@ -201,20 +203,25 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
 #pragma unroll
     for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
       store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
-      store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+      if constexpr (kMomentum) {
+        store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+      }
     }
     ptx::fence_async_shared();
     ptx::named_barrier(barrier_id, 128);
     if (thread == 0) {
       const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
       store_boxes<Sp::kWarpgroupBoxesK>(args.dS + at * kBox, states);
-      store_boxes<Sp::kWarpgroupBoxesK>(args.dM + at * kBox, states + Sp::kWarpgroupBoxesK * kBox);
+      if constexpr (kMomentum) {
+        store_boxes<Sp::kWarpgroupBoxesK>(args.dM + at * kBox,
+                                          states + Sp::kWarpgroupBoxesK * kBox);
+      }
       ptx::store_commit();
     }
 
     // X_S = dS^T K^T, X_M = dM^T K^T
     float X[32];
-    float Y[32];
+    float Y[32];  // X_M, then Y and dW
     ptx::mbarrier_wait(barriers.keys(keys.stage), keys.phase);
     ptx::wgmma_fence();
 #pragma unroll
@@ -223,8 +230,10 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       const uint64_t b = ptx::descriptor_k(k_box + step);
       ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(X, ptx::descriptor_k(S_box + step), b,
                                                        i > 0);
-      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(Y, ptx::descriptor_k(M_box + step), b,
-                                                       i > 0);
+      if constexpr (kMomentum) {
+        ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(Y, ptx::descriptor_k(M_box + step), b,
+                                                         i > 0);
+      }
     }
     ptx::wgmma_commit();
     // Meanwhile dO as an fp16 operand.
@@ -246,18 +255,25 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(X);
-    ptx::wgmma_touch(Y);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(Y);
+    }
     // X = X_S diag(g rk) - X_M diag(n rk)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float2 rk = parts::column_pair(vectors->rk + column, j);
       const float2 g = parts::column_pair(vectors->g + column, j);
-      const float2 n = parts::column_pair(vectors->n + column, j);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int at = 4 * j + 2 * i;
-        X[at] = rk.x * (g.x * X[at] - n.x * Y[at]);
-        X[at + 1] = rk.y * (g.y * X[at + 1] - n.y * Y[at + 1]);
+        if constexpr (kMomentum) {
+          const float2 n = parts::column_pair(vectors->n + column, j);
+          X[at] = rk.x * (g.x * X[at] - n.x * Y[at]);
+          X[at + 1] = rk.y * (g.y * X[at + 1] - n.y * Y[at + 1]);
+        } else {
+          X[at] *= rk.x * g.x;
+          X[at + 1] *= rk.y * g.y;
+        }
       }
     }
     // Y = dO^T PGD
@@ -273,11 +289,13 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       add_other_half(X, exchange, half, thread);
     }
     const float a_end = vectors->a_end;
-    const float b_end = vectors->b_end;
-    const float m_end = vectors->m_end;
+    [[maybe_unused]] const float b_end = vectors->b_end;
+    [[maybe_unused]] const float m_end = vectors->m_end;
 #pragma unroll
     for (int i = 0; i < kRegisters; ++i) {
-      M[i] = m_end * M[i] - b_end * S[i];
+      if constexpr (kMomentum) {
+        M[i] = m_end * M[i] - b_end * S[i];
+      }
       S[i] *= a_end;
     }
     ptx::wgmma_wait<0>();
@@ -320,18 +338,22 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();  // dW is there, its operand's registers are free
     ptx::wgmma_touch(Y);
-    uint32_t x[4][4];
-    scaled_rows<E>(x, o_lane, vectors->b + column, -1.0F);
-    ptx::wgmma_touch(M);
-    ptx::wgmma_fence();
+    [[maybe_unused]] uint32_t x[4][4];
+    if constexpr (kMomentum) {
+      scaled_rows<E>(x, o_lane, vectors->b + column, -1.0F);
+      ptx::wgmma_touch(M);
+      ptx::wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
+      for (int i = 0; i < 4; ++i) {
+        ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
+      }
+      ptx::wgmma_commit();
     }
-    ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     ptx::mbarrier_arrive(barriers.queries(queries.stage) + kEmpty);
     // dS^T -= (dW^T diag(e)) K;  dM^T += (dW^T diag(c)) K
 #pragma unroll
@@ -344,11 +366,13 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       for (int j = 0; j < 2; ++j) {
         const int at = 8 * i + 4 * j;
         const float2 e = parts::column_pair(vectors->e + column, 2 * i + j);
-        const float2 c = parts::column_pair(vectors->c + column, 2 * i + j);
         w[i][2 * j] = ptx::pack<E>(-Y[at] * e.x, -Y[at + 1] * e.y);
         w[i][2 * j + 1] = ptx::pack<E>(-Y[at + 2] * e.x, -Y[at + 3] * e.y);
-        x[i][2 * j] = ptx::pack<E>(Y[at] * c.x, Y[at + 1] * c.y);
-        x[i][2 * j + 1] = ptx::pack<E>(Y[at + 2] * c.x, Y[at + 3] * c.y);
+        if constexpr (kMomentum) {
+          const float2 c = parts::column_pair(vectors->c + column, 2 * i + j);
+          x[i][2 * j] = ptx::pack<E>(Y[at] * c.x, Y[at + 1] * c.y);
+          x[i][2 * j + 1] = ptx::pack<E>(Y[at + 2] * c.x, Y[at + 3] * c.y);
+        }
       }
     }
     ptx::wgmma_fence();
@@ -356,7 +380,9 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     for (int i = 0; i < 4; ++i) {
       const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
       ptx::wgmma_ra<E, ptx::Major::kMN>(S, w[i], b);
-      ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], b);
+      if constexpr (kMomentum) {
+        ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], b);
+      }
     }
     ptx::wgmma_commit();
     if (half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
@@ -391,7 +417,9 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     ptx::mbarrier_arrive(barriers.keys(keys.stage) + kEmpty);
     keys.next();
     queries.next();
@@ -400,8 +428,10 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   if (args.d_initial_S != nullptr) {
     store_state(args.d_initial_S + state_offset(), S, kK);
   }
-  if (args.d_initial_M != nullptr) {
-    store_state(args.d_initial_M + state_offset(), M, kK);
+  if constexpr (kMomentum) {
+    if (args.d_initial_M != nullptr) {
+      store_state(args.d_initial_M + state_offset(), M, kK);
+    }
   }
   if (threadIdx.x % 128 == 0) {
     ptx::store_wait<0>();

@@ -23,7 +23,8 @@ constexpr double kPrepareTime = 4.0;  // microseconds, measured
 constexpr double kPrepareTimeSplit = 5.7;
 constexpr double kChunkTime[] = {2.2, 3.8};  // one tile a block, two
 constexpr double kChunkTimeSplit = 4.2;
-constexpr double kLateShare = 0.85;  // of what helpers can do by then
+constexpr double kShareWithoutMomentum = 0.6;  // of these, an estimate
+constexpr double kLateShare = 0.85;            // of what helpers can do by then
 
 int64_t tokens(const MomentumDeltaRuleProblem& problem) {
   return problem.B * problem.T;
@@ -61,6 +62,7 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
   config.helpers_from =
       static_cast<int>(waves == 0 ? SMs : (config.recurrence_blocks + waves - 1) / waves);
   const double wave = (config.split ? kChunkTimeSplit : kChunkTime[config.value_tiles - 1]) *
+                      (problem.momentum ? 1.0 : kShareWithoutMomentum) *
                       static_cast<double>(problem.N == 0 ? 0 : chunks / problem.N);
   const int64_t group = problem.HV / problem.H;  // exact: HV is a multiple of H
   const double late =

@@ -106,20 +106,23 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
     launch_early("launch of recurrence", kernel, config.recurrence_blocks, threads, shared, stream,
                  arguments.q, arguments.k, arguments.v, params);
   };
-  const auto run_tiles = [&]<int K, int kTiles>() {
-    using Traits = hopper::RecurrenceTraits<T, K, kTiles>;
+  const auto run_tiles = [&]<int K, int kTiles, bool kMomentum>() {
+    using Traits = hopper::RecurrenceTraits<T, K, kTiles, kMomentum>;
     run(hopper::recurrence<Traits>, Traits::kThreads, sizeof(hopper::RecurrenceShared<Traits>));
   };
-  if (config.split) {
-    using Traits = hopper::SplitTraits<T>;
-    run(hopper::recurrence_split<Traits>, Traits::kThreads, sizeof(hopper::SplitShared<Traits>));
-  } else if (problem.K == 128) {
-    config.value_tiles == 2 ? run_tiles.template operator()<128, 2>()
-                            : run_tiles.template operator()<128, 1>();
-  } else {
-    config.value_tiles == 2 ? run_tiles.template operator()<64, 2>()
-                            : run_tiles.template operator()<64, 1>();
-  }
+  const auto run_shape = [&]<bool kMomentum>() {
+    if (config.split) {
+      using Traits = hopper::SplitTraits<T, kMomentum>;
+      run(hopper::recurrence_split<Traits>, Traits::kThreads, sizeof(hopper::SplitShared<Traits>));
+    } else if (problem.K == 128) {
+      config.value_tiles == 2 ? run_tiles.template operator()<128, 2, kMomentum>()
+                              : run_tiles.template operator()<128, 1, kMomentum>();
+    } else {
+      config.value_tiles == 2 ? run_tiles.template operator()<64, 2, kMomentum>()
+                              : run_tiles.template operator()<64, 1, kMomentum>();
+    }
+  };
+  problem.momentum ? run_shape.template operator()<true>() : run_shape.template operator()<false>();
 }
 
 }  // namespace mdn::kernels::cuda

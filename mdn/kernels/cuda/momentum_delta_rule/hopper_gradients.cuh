@@ -17,6 +17,8 @@
 //     Z[t,j]  = -rk_t rk_j eta_j F[t,j] H[t,j]         (j < t)
 //     dq = a oS - b oM + dP K;   dk = dP^T Q + (Z + Z^T) K - e wS + c wM + eta rk (g rS - n rM)
 //
+// Without momentum what has an M in its name is missing.
+//
 // The fourth warpgroup keeps everything serial away from the consumers: its first warp feeds the
 // copy engine, the other three make the masks of the next item and run the reverse recurrence over
 // the masks of the last one. While copies fill the memory system an ordinary load takes
@@ -35,9 +37,17 @@ inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 inline constexpr int kMaskThreads = 96;
 inline constexpr int kMaskThread = kGradientThreads - kMaskThreads;  // the first of them
 
+template <bool kMomentum>
 struct GradientsShared {
   static constexpr int kStages = 2;
-  static constexpr int kStageBoxes = 7;  // S, M, dS, dM, dO, dW, R
+  // Of a stage: S, M, dS, dM, dO, dW, R
+  static constexpr int kBoxS = 0;
+  static constexpr int kBoxM = kBoxS + 1;
+  static constexpr int kBoxDS = kMomentum ? kBoxM + 1 : kBoxS + 1;
+  static constexpr int kBoxDM = kBoxDS + 1;
+  static constexpr int kBoxDO = kMomentum ? kBoxDM + 1 : kBoxDS + 1;
+  static constexpr int kBoxR = kBoxDO + 2;
+  static constexpr int kStageBoxes = kBoxR + 1;
   static constexpr int kStage = 0;
   static constexpr int kQK = kStage + kStages * kStageBoxes * kBox;  // q, k of the tile
   static constexpr int kDP = kQK + 2 * kBox;
@@ -82,21 +92,24 @@ struct GradientsSmall {
   float exchange[32 * 128];      // half of dk
   float gates_ahead[5][kChunk];  // on their way in
   alignas(16) Chunk chunks_ahead[2];
-  uint64_t full[GradientsShared::kStages];
-  uint64_t empty[GradientsShared::kStages];
+  uint64_t full[2];  // of the stages
+  uint64_t empty[2];
   uint64_t vectors_full[2];
   uint64_t vectors_empty[2];
   uint64_t item_full[2];
   uint64_t qk_full, qk_empty, terms_full, terms_empty;
 };
-inline constexpr int kGradientsBytes =
-    GradientsShared::kSmall + static_cast<int>(sizeof(GradientsSmall)) + 1024;
-static_assert(kGradientsBytes <= 232448, "more shared memory than a block of an H100 can have");
+template <bool kMomentum>
+inline constexpr int kGradientsBytes = GradientsShared<kMomentum>::kSmall +
+                                       static_cast<int>(sizeof(GradientsSmall)) + 1024;
+static_assert(kGradientsBytes<true> <= 232448,
+              "more shared memory than a block of an H100 can have");
 
 /// One thread feeds the copy engine. The chunk of the next item is read an item ahead.
+template <bool kMomentum>
 __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_t* shared,
                                                    GradientsSmall& small) {
-  using L = GradientsShared;
+  using L = GradientsShared<kMomentum>;
   const int tiles = args.K / 64;
   const int steps = args.V / 64;
   Ring<L::kStages> ring;
@@ -126,13 +139,16 @@ __device__ __forceinline__ void gradients_producer(const Arguments& args, uint8_
         ptx::mbarrier_wait(&small.empty[ring.stage], ring.phase ^ 1);
         ptx::mbarrier_arrive_expect(barrier, L::kStageBoxes * kBox);
         const int64_t at = ((item * steps + step) * tiles + tile) * kBox;
-        ptx::bulk_load(stage, args.S + at, kBox, barrier);
-        ptx::bulk_load(stage + kBox, args.M + at, kBox, barrier);
-        ptx::bulk_load(stage + 2 * kBox, args.dS + at, kBox, barrier);
-        ptx::bulk_load(stage + 3 * kBox, args.dM + at, kBox, barrier);
-        ptx::tma_load(stage + 4 * kBox, &args.d_o, barrier, 64 * step, head, token);
-        ptx::tma_load(stage + 5 * kBox, &args.d_v, barrier, 64 * step, head, token);
-        ptx::bulk_load(stage + 6 * kBox, args.R + (item * steps + step) * kBox, kBox, barrier);
+        ptx::bulk_load(stage + L::kBoxS * kBox, args.S + at, kBox, barrier);
+        ptx::bulk_load(stage + L::kBoxDS * kBox, args.dS + at, kBox, barrier);
+        if constexpr (kMomentum) {
+          ptx::bulk_load(stage + L::kBoxM * kBox, args.M + at, kBox, barrier);
+          ptx::bulk_load(stage + L::kBoxDM * kBox, args.dM + at, kBox, barrier);
+        }
+        ptx::tma_load(stage + L::kBoxDO * kBox, &args.d_o, barrier, 64 * step, head, token);
+        ptx::tma_load(stage + (L::kBoxDO + 1) * kBox, &args.d_v, barrier, 64 * step, head, token);
+        ptx::bulk_load(stage + L::kBoxR * kBox, args.R + (item * steps + step) * kBox, kBox,
+                       barrier);
         ring.next();
         if (step == (steps == 1 ? 0 : 1)) {  // the ring is full now: not in its way
           ptx::mbarrier_wait(&small.qk_empty, qk.phase ^ 1);
@@ -383,10 +399,12 @@ __device__ __forceinline__ void fetch_gates(const Arguments& args, GradientsSmal
                         : args.pi != nullptr ? args.pi
                                              : args.alpha;
     float* to = &small.gates_ahead[gate][thread];
-    if (thread < chunk.length) {
-      ptx::async_copy_word(to, from + at);
-    } else {
+    if (thread >= chunk.length) {
       *to = gate == kEta || gate == kBeta ? 0.0F : 1.0F;
+    } else if (from == nullptr) {  // mu, without momentum
+      *to = 0.0F;
+    } else {
+      ptx::async_copy_word(to, from + at);
     }
   }
 }
@@ -447,7 +465,9 @@ __device__ __forceinline__ void finish_item(const Arguments& args, GradientsSmal
       }
     }
     args.d_alpha[at] = args.d_pi == nullptr ? alpha + pi : alpha;  // pi is alpha
-    args.d_mu[at] = mu;
+    if (args.d_mu != nullptr) {
+      args.d_mu[at] = mu;
+    }
     args.d_beta[at] = beta;
     if (args.d_pi != nullptr) {
       args.d_pi[at] = pi;
@@ -498,33 +518,38 @@ __device__ __forceinline__ void gradients_masks(const Arguments& args, Gradients
 
 /// One step of 64 value channels: A += a S or a dS, B likewise with M or dM, and with kFirst oR or
 /// F.
-template <class E, int kRole, bool kFirst>
+template <class E, int kRole, bool kFirst, bool kMomentum>
 __device__ __forceinline__ void multiply_states(float (&A)[32], float (&B)[32], float (&X)[32],
                                                 uint32_t boxes, int accumulate) {
-  const uint32_t a_box = boxes + (4 + kRole) * kBox;
-  const uint32_t s_box = boxes + (kRole == 2 ? 2 : 0) * kBox;
+  using L = GradientsShared<kMomentum>;
+  const uint32_t a_box = boxes + (L::kBoxDO + kRole) * kBox;
+  const uint32_t s_box = boxes + (kRole == 2 ? L::kBoxDS : L::kBoxS) * kBox;
   ptx::wgmma_touch(A);
-  ptx::wgmma_touch(B);
+  if constexpr (kMomentum) {
+    ptx::wgmma_touch(B);
+  }
   ptx::wgmma_fence();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const uint64_t a = ptx::descriptor_k(a_box + 32 * i);
     ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kMN>(
         A, a, ptx::descriptor_mn(s_box + 2048 * i, kBox), accumulate | (i > 0));
-    ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kMN>(
-        B, a, ptx::descriptor_mn(s_box + kBox + 2048 * i, kBox), accumulate | (i > 0));
+    if constexpr (kMomentum) {
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kMN>(
+          B, a, ptx::descriptor_mn(s_box + kBox + 2048 * i, kBox), accumulate | (i > 0));
+    }
     if constexpr (kFirst && kRole < 2) {
       ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(
-          X, a, ptx::descriptor_k(boxes + 6 * kBox + 32 * i), accumulate | (i > 0));
+          X, a, ptx::descriptor_k(boxes + L::kBoxR * kBox + 32 * i), accumulate | (i > 0));
     }
   }
   ptx::wgmma_commit();
 }
 
-template <class E, class Out, int role>
+template <class E, class Out, int role, bool kMomentum>
 __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_t* shared,
                                                    GradientsSmall& small) {
-  using L = GradientsShared;
+  using L = GradientsShared<kMomentum>;
   constexpr int kAll = 1;   // barrier of the three warpgroups
   constexpr int kKeys = 2;  // of warpgroups 1 and 2
   const int tiles = args.K / 64;
@@ -553,7 +578,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
     }
 
     float A[32];   // against S or dS
-    float B[32];   // against M or dM
+    float B[32];   // against M or dM; nothing without momentum
     float X[32];   // oR or F
     float PK[32];  // P or K K^T
     float dots_S[2] = {0.0F, 0.0F};
@@ -567,13 +592,17 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         const int thread = ptx::fresh_thread_index() % 128;
         const uint8_t* stage = shared + L::kStage + ring.stage * L::kStageBoxes * kBox;
         ptx::mbarrier_wait(&small.full[ring.stage], ring.phase);
-        multiply_states<E, role, kFirst>(A, B, X, ptx::shared_address(stage), step > 0);
+        multiply_states<E, role, kFirst, kMomentum>(A, B, X, ptx::shared_address(stage), step > 0);
         // <dS,S>, <dS,M>, <dM,M>, one a warpgroup
-        state_dot += box_dot<E>(stage + (role == 2 ? 3 : 2) * kBox,
-                                stage + (role == 0 ? 0 : 1) * kBox, thread);
+        if constexpr (kMomentum || role == 0) {
+          state_dot += box_dot<E>(stage + (role == 2 ? L::kBoxDM : L::kBoxDS) * kBox,
+                                  stage + (role == 0 ? L::kBoxS : L::kBoxM) * kBox, thread);
+        }
         ptx::wgmma_wait<0>();
         ptx::wgmma_touch(A);
-        ptx::wgmma_touch(B);
+        if constexpr (kMomentum) {
+          ptx::wgmma_touch(B);
+        }
         if constexpr (kFirst && role < 2) {
           ptx::wgmma_touch(X);
         }
@@ -611,7 +640,9 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         ptx::wgmma_commit();
       }
       row_dots<E>(dots_S, A, mine, warp, lane);
-      row_dots<E>(dots_M, B, mine, warp, lane);
+      if constexpr (kMomentum) {
+        row_dots<E>(dots_M, B, mine, warp, lane);
+      }
       if constexpr (role < 2) {
         ptx::wgmma_wait<0>();
         ptx::wgmma_touch(PK);
@@ -663,7 +694,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       for (int i = 0; i < 2; ++i) {
         const int t = row + 8 * i;
         float f;
-        float h;
+        [[maybe_unused]] float h;
         if constexpr (role == 0) {
           f = vectors->a[t];
           h = -vectors->b[t];
@@ -678,8 +709,13 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           const int at = 4 * j + 2 * i;
-          A[at] = f * A[at] + h * B[at];
-          A[at + 1] = f * A[at + 1] + h * B[at + 1];
+          if constexpr (kMomentum) {
+            A[at] = f * A[at] + h * B[at];
+            A[at + 1] = f * A[at + 1] + h * B[at + 1];
+          } else {
+            A[at] *= f;
+            A[at + 1] *= f;
+          }
         }
       }
       ptx::wgmma_touch(A);
@@ -820,14 +856,15 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
   }
 }
 
-template <class E, class Out>
+template <class E, class Out, bool kMomentum>
 __global__ void __launch_bounds__(kGradientThreads, 1)
     gradients_kernel(const __grid_constant__ Arguments args) {
+  using L = GradientsShared<kMomentum>;
   extern __shared__ uint8_t memory[];
   uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
-  auto& small = *reinterpret_cast<GradientsSmall*>(shared + GradientsShared::kSmall);
+  auto& small = *reinterpret_cast<GradientsSmall*>(shared + L::kSmall);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < GradientsShared::kStages; ++i) {
+    for (int i = 0; i < L::kStages; ++i) {
       ptx::mbarrier_init(&small.full[i], 1);
       ptx::mbarrier_init(&small.empty[i], kConsumerWarps);
     }
@@ -849,17 +886,17 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     if (threadIdx.x >= kMaskThread) {
       gradients_masks(args, small);
     } else if (threadIdx.x == kConsumerThreads) {
-      gradients_producer(args, shared, small);
+      gradients_producer<kMomentum>(args, shared, small);
     }
   } else if (warpgroup == 0) {
     ptx::registers_increase<160>();
-    gradients_consumer<E, Out, 0>(args, shared, small);
+    gradients_consumer<E, Out, 0, kMomentum>(args, shared, small);
   } else if (warpgroup == 1) {
     ptx::registers_increase<160>();
-    gradients_consumer<E, Out, 1>(args, shared, small);
+    gradients_consumer<E, Out, 1, kMomentum>(args, shared, small);
   } else {
     ptx::registers_increase<144>();
-    gradients_consumer<E, Out, 2>(args, shared, small);
+    gradients_consumer<E, Out, 2, kMomentum>(args, shared, small);
   }
 }
 

@@ -36,7 +36,7 @@ namespace mdn::kernels::cuda::hopper {
 struct PrepareParams {
   const Chunk* chunks;
   const float* alpha;  // gates [tokens, HV]
-  const float* mu;
+  const float* mu;     // null: 0
   const float* eta;
   const float* beta;
   const float* pi;  // null: alpha
@@ -147,7 +147,11 @@ __device__ __forceinline__ void fetch_gates(ChunkGates& gates, const PreparePara
   if (t < chunk.length) {
     const int64_t at = (chunk.token + t) * (int64_t{params.order.H} * params.group) + head;
     ptx::async_copy_word(&gates.alpha[t], params.alpha + at);
-    ptx::async_copy_word(&gates.mu[t], params.mu + at);
+    if (params.mu != nullptr) {
+      ptx::async_copy_word(&gates.mu[t], params.mu + at);
+    } else {
+      gates.mu[t] = 0.0f;
+    }
     ptx::async_copy_word(&gates.eta[t], params.eta + at);
     ptx::async_copy_word(&gates.beta[t], params.beta + at);
     ptx::async_copy_word(&gates.pi[t], (params.pi == nullptr ? params.alpha : params.pi) + at);

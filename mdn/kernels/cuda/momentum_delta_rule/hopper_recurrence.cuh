@@ -15,6 +15,8 @@
 //     Q:  O^T = a (S^T Q^T) - b (M^T Q^T) + R'^T PGD^T
 //     U:  S^T = a_C S^T - b_C M^T + (g R')^T K,  M^T = m M^T - (n R')^T K        fp16 keys
 //
+// Without momentum (R::kMomentum false) there is no M, and nothing that comes of it.
+//
 // Nothing wider than a warp synchronises consumers, but what wgmma itself does. The assembler's
 // rules shape the order: between the first product of a stage and the wait that empties it,
 // ordinary code may not write accumulators that the stage uses, and nothing is in flight across the
@@ -30,20 +32,21 @@
 
 namespace mdn::kernels::cuda::hopper {
 
-template <class Element, int kKeyChannels, int kValueTiles>
+template <class Element, int kKeyChannels, int kValueTiles, bool kHasMomentum>
 struct RecurrenceTraits {
   using T = Element;
   static constexpr int K = kKeyChannels;
   static constexpr int kTiles = kValueTiles;
+  static constexpr bool kMomentum = kHasMomentum;
   static constexpr int kBoxes = K / 64;
   static constexpr int kPairs = K / 32;  // of slices of 16 key channels
   static constexpr int kStages = 2;
   static constexpr int kThreads = 128 * (kTiles + 1);
   // A consumer has 255 registers alone in its block, 240 beside another; kWide is what fits the
   // former only: V - e XS begins under XM, O under OM, and groups of Q of two slices instead of
-  // one.
-  static constexpr bool kWide = kTiles == 1;
-  static constexpr int kGroupQ = kWide ? 2 : 1;
+  // one. Without momentum there is nothing to begin under, and there are registers enough.
+  static constexpr bool kWide = kMomentum && kTiles == 1;
+  static constexpr int kGroupQ = kWide || !kMomentum ? 2 : 1;
   static_assert(K == 64 || K == 128);
   static_assert(kTiles == 1 || kTiles == 2);
 };
@@ -159,12 +162,14 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   const uint32_t lane_offset = parts::transposed_lane(0, warp, lane);
   const uint32_t park = ptx::shared_address(shared.turn[tile]) + lane_offset;
   float S[R::K / 2];
-  float M[R::K / 2];
+  [[maybe_unused]] float M[R::K / 2];
   {
     const int channel = 64 * tile + 16 * warp + lane / 4;
     const int64_t row = state_row(shared.work, params, channel) * R::K + column;
     load_state(S, params.initial_S, row, R::K);
-    load_state(M, params.initial_M, row, R::K);
+    if constexpr (R::kMomentum) {
+      load_state(M, params.initial_M, row, R::K);
+    }
   }
   Unit& unit = shared.units[tile][warp];
   if (ptx::elect_one()) {
@@ -182,12 +187,16 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     const bool q_ready = shared.q_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      fit_states(unit, S, M, largest_of_warp(fmaxf(largest_of(S), largest_of(M))));
+      if constexpr (R::kMomentum) {
+        fit_states(unit, largest_of_warp(fmaxf(largest_of(S), largest_of(M))), S, M);
+      } else {
+        fit_states(unit, largest_of_warp(largest_of(S)), S);
+      }
     }
 
     // X: XS^T = S^T K^T, then XM^T = M^T K^T.
     float XS[32];
-    float XM[32];
+    [[maybe_unused]] float XM[32];
     shared.k_ring.wait_full(i, k_ready);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
@@ -214,7 +223,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
       }
     };
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
+    for (int pair = 0; R::kMomentum && pair < kPairs; ++pair) {
       ptx::wgmma_wait<1>();
       state_products<T, kHalfFirst, 2>(XM, M, shared.k[stage], 2 * pair);
       if (pair == 1) {
@@ -229,7 +238,11 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
       begin_W(j);
     }
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(XM);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(XM);
+    } else {
+      ptx::wgmma_touch(XS);
+    }
 #pragma unroll
     for (int j = 0; !R::kWide && j < 4; ++j) {
       begin_W(j);
@@ -243,7 +256,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     // W^T = V^T - e XS^T + c XM^T
     uint32_t W[4][4];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; R::kMomentum && j < 8; ++j) {
       const float2 c = parts::column_pair(vectors.c + column, j);
 #pragma unroll
       for (int at = 4 * j; at < 4 * j + 4; at += 2) {
@@ -251,7 +264,12 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
         Wf[at + 1] = fmaf(c.y, XM[at + 1], Wf[at + 1]);
       }
     }
-    fit_unit<T>(unit, Wf, S, M, largest_of_warp(largest_of(Wf)), vectors.w_limit);
+    const float largest = largest_of_warp(largest_of(Wf));
+    if constexpr (R::kMomentum) {
+      fit_unit<T>(unit, Wf, largest, vectors.w_limit, S, M);
+    } else {
+      fit_unit<T>(unit, Wf, largest, vectors.w_limit, S);
+    }
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       parts::fragment<__half>(W[slice], Wf, slice);
@@ -270,9 +288,11 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     ptx::wgmma_commit();
 
     // Q: S^T Q^T, then M^T Q^T. Under the former R' is rounded and parked in shared memory; under
-    // the latter the states are scaled in place: the products in flight hold rounded copies.
+    // the latter, or under the former alone, the states are scaled in place: the products in flight
+    // hold rounded copies.
     float OS[32];
-    float OM[32];
+    [[maybe_unused]] float OM[32];
+    const float a_end = vectors.a_end;
     constexpr int kGroup = R::kGroupQ;
     constexpr int kGroups = R::K / 16 / kGroup;
     shared.q_ring.wait_full(i, q_ready);
@@ -285,13 +305,16 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
         parts::store_transposed<__half>(park, Rt);
         __syncwarp();
       }
+#pragma unroll
+      for (int at = 8 * kGroup * group; !R::kMomentum && at < 8 * kGroup * (group + 1); ++at) {
+        S[at] *= a_end;
+      }
     }
-    const float a_end = vectors.a_end;
-    const float b_end = vectors.b_end;
-    const float m_end = vectors.m_end;
+    [[maybe_unused]] const float b_end = vectors.b_end;
+    [[maybe_unused]] const float m_end = vectors.m_end;
     float O[32];
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; R::kMomentum && group < kGroups; ++group) {
       ptx::wgmma_wait<1>();
       state_products<T, !kHalfFirst, kGroup>(OM, M, shared.q[stage], kGroup * group);
       if (group == 1) {
@@ -313,7 +336,11 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     const Chunk chunk = params.chunks[shared.work.begin + i];
     shared.keys16_ring.wait_full(i);  // ends a basic block: what is above stays under the products
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(OM);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(OM);
+    } else {
+      ptx::wgmma_touch(OS);
+    }
 #pragma unroll
     for (int j = 0; !R::kWide && j < 4; ++j) {
       scale_columns(O, OS, vectors.a + column, j);
@@ -323,7 +350,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
       shared.q_ring.release(i);
     }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {  // O^T = a OS^T - b OM^T
+    for (int j = 0; R::kMomentum && j < 8; ++j) {  // O^T = a OS^T - b OM^T
       const float2 b = parts::column_pair(vectors.b + column, j);
 #pragma unroll
       for (int at = 4 * j; at < 4 * j + 4; at += 2) {
@@ -341,7 +368,9 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD);
     const uint32_t keys16 = ptx::shared_address(shared.keys16[stage]);
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     ptx::wgmma_fence();
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
@@ -360,21 +389,23 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
                                         ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
     }
     ptx::wgmma_commit();
-    uint32_t N[4][4];
+    if constexpr (R::kMomentum) {
+      uint32_t N[4][4];
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
-    }
-    ptx::wgmma_fence();
+      for (int slice = 0; slice < 4; ++slice) {
+        parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
+      }
+      ptx::wgmma_fence();
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(M, N[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      for (int slice = 0; slice < 4; ++slice) {
+        ptx::wgmma_ra<__half, Major::kMN>(
+            M, N[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      }
+      ptx::wgmma_commit();
     }
-    ptx::wgmma_commit();
 
     // The output, under the updates.
-    ptx::wgmma_wait<2>();
+    ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
     ptx::wgmma_touch(O);
     uint4 words[4];
     turn_output<T, 64>(words, shared.turn[tile], O, unit.value, warp, lane);
@@ -382,7 +413,9 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
                         lane, 0);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.keys16_ring.release(i);
@@ -392,7 +425,9 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   const int channel = 64 * tile + 16 * warp + lane / 4;
   const int64_t row = state_row(shared.work, params, channel) * R::K + column;
   store_state(S, params.final_S, row, R::K, unit.value);
-  store_state(M, params.final_M, row, R::K, unit.value);
+  if constexpr (R::kMomentum) {
+    store_state(M, params.final_M, row, R::K, unit.value);
+  }
 }
 
 template <class R>

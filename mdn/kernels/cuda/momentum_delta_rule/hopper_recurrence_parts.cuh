@@ -195,6 +195,14 @@ __device__ __forceinline__ float largest_of(const float (&x)[kCount]) {
   return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
 }
 
+template <int kCount>
+__device__ __forceinline__ void scale_all(float (&x)[kCount], float factor) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    x[i] *= factor;
+  }
+}
+
 /// Changes the warp's unit so that `largest` comes to about `target`, the unit staying within
 /// [smallest, 2^60]. Returns the power of two that numbers in the old unit are multiplied with.
 __device__ __forceinline__ float change_unit(Unit& unit, float largest, float target,
@@ -211,10 +219,11 @@ __device__ __forceinline__ float change_unit(Unit& unit, float largest, float ta
   return power(min(max(old - change, -126), 127));
 }
 
-/// Changes the unit where W asks for it: `largest` is W's, of the warp.
-template <class T, int kRegisters>
-__device__ __forceinline__ void fit_unit(Unit& unit, float (&W)[32], float (&S)[kRegisters],
-                                         float (&M)[kRegisters], float largest, float limit) {
+/// Changes the unit where W asks for it: `largest` is W's, of the warp. `states`: S, and M where
+/// there is one.
+template <class T, int... kRegisters>
+__device__ __forceinline__ void fit_unit(Unit& unit, float (&W)[32], float largest, float limit,
+                                         float (&... states)[kRegisters]) {
   const bool small = std::is_same_v<T, __nv_bfloat16> && largest > 0.0f &&
                      largest < 0.015625f * fminf(limit, 1.0f);
   if (largest > limit || small) {
@@ -224,26 +233,18 @@ __device__ __forceinline__ void fit_unit(Unit& unit, float (&W)[32], float (&S)[
     for (float& x : W) {
       x = fminf(fmaxf(factor * x, -limit), limit);  // past it only where units end
     }
-#pragma unroll
-    for (int i = 0; i < kRegisters; ++i) {
-      S[i] *= factor;
-      M[i] *= factor;
-    }
+    (scale_all(states, factor), ...);
   }
 }
 
 /// fp16 inputs: changes the unit where a chunk begins with states past 32768, and back towards 1
 /// where all of them have become small; `largest` is that of all key channels.
-template <int kRegisters>
-__device__ __forceinline__ void fit_states(Unit& unit, float (&S)[kRegisters],
-                                           float (&M)[kRegisters], float largest) {
+template <int... kRegisters>
+__device__ __forceinline__ void fit_states(Unit& unit, float largest,
+                                           float (&... states)[kRegisters]) {
   if (largest > 32768.0f || (unit.value > 1.0f && largest < 16.0f)) {
     const float factor = change_unit(unit, largest, 1024.0f, 1.0f);
-#pragma unroll
-    for (int i = 0; i < kRegisters; ++i) {
-      S[i] *= factor;
-      M[i] *= factor;
-    }
+    (scale_all(states, factor), ...);
   }
 }
 

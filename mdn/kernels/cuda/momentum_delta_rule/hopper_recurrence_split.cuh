@@ -20,9 +20,10 @@
 
 namespace mdn::kernels::cuda::hopper {
 
-template <class Element>
+template <class Element, bool kHasMomentum>
 struct SplitTraits {
   using T = Element;
+  static constexpr bool kMomentum = kHasMomentum;
   static constexpr int K = 256;
   static constexpr int kWidth = 128;  // key channels of a warpgroup
   static constexpr int kBoxes = K / 64;
@@ -110,11 +111,13 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
   const int column = 2 * (lane % 4);
   const uint32_t lane_offset = parts::transposed_lane(0, warp, lane);
   float S[R::kWidth / 2];
-  float M[R::kWidth / 2];
+  [[maybe_unused]] float M[R::kWidth / 2];
   const int64_t row =
       state_row(shared.work, params, 16 * warp + lane / 4) * R::K + half * R::kWidth + column;
   load_state(S, params.initial_S, row, R::K);
-  load_state(M, params.initial_M, row, R::K);
+  if constexpr (R::kMomentum) {
+    load_state(M, params.initial_M, row, R::K);
+  }
   Unit& unit = shared.units[half][warp];
   if (ptx::elect_one()) {
     unit = {1.0f, 1.0f};
@@ -135,38 +138,53 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     const bool v_ready = shared.v_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      const float largest = largest_of_warp(fmaxf(largest_of(S), largest_of(M)));
+      float largest = largest_of(S);
+      if constexpr (R::kMomentum) {
+        largest = fmaxf(largest, largest_of(M));
+      }
+      largest = largest_of_warp(largest);
       if (ptx::elect_one()) {
         shared.largest[half][warp] = largest;
       }
       ptx::named_barrier(kBarrierStates, 256);
-      fit_states(unit, S, M, fmaxf(shared.largest[0][warp], shared.largest[1][warp]));
+      largest = fmaxf(shared.largest[0][warp], shared.largest[1][warp]);
+      if constexpr (R::kMomentum) {
+        fit_states(unit, largest, S, M);
+      } else {
+        fit_states(unit, largest, S);
+      }
     }
 
     // X: XS^T = S^T K^T, XM^T = M^T K^T.
     float XS[32];
-    float XM[32];
+    [[maybe_unused]] float XM[32];
     shared.k_ring.wait_full(i, k_ready);
     const auto& keys = shared.k[stage];
 #pragma unroll
     for (int slice = 0; slice < R::kSlices; ++slice) {
       uint32_t a[4];
-      uint32_t b[4];
+      [[maybe_unused]] uint32_t b[4];
       if (slice > 0) {  // nothing is in flight before
         ptx::wgmma_wait<1>();
       }
       parts::fragment<T>(a, S, slice);
-      parts::fragment<T>(b, M, slice);
+      if constexpr (R::kMomentum) {
+        parts::fragment<T>(b, M, slice);
+      }
       ptx::wgmma_fence();
       ptx::wgmma_ra<T, Major::kK>(XS, a, slice_of(keys, slice), slice != 0);
-      ptx::wgmma_ra<T, Major::kK>(XM, b, slice_of(keys, slice), slice != 0);
+      if constexpr (R::kMomentum) {
+        ptx::wgmma_ra<T, Major::kK>(XM, b, slice_of(keys, slice), slice != 0);
+      }
       ptx::wgmma_commit();
     }
     shared.record_ring.wait_full(i, record_ready);
     shared.v_ring.wait_full(i, v_ready);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XS);
-    ptx::wgmma_touch(XM);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(XM);
+    }
     __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.k_ring.release(i);
@@ -185,10 +203,14 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
       for (int word = 0; word < 4; ++word) {
         const int at = 8 * j + 2 * word;
         const float2 e = parts::column_pair(vectors.e + column, 2 * j + word / 2);
-        const float2 c = parts::column_pair(vectors.c + column, 2 * j + word / 2);
         const float2 pair = ptx::unpack<T>(v[word]);
-        XS[at] = fmaf(c.x, XM[at], fmaf(-e.x, XS[at], per_unit * pair.x));
-        XS[at + 1] = fmaf(c.y, XM[at + 1], fmaf(-e.y, XS[at + 1], per_unit * pair.y));
+        XS[at] = fmaf(-e.x, XS[at], per_unit * pair.x);
+        XS[at + 1] = fmaf(-e.y, XS[at + 1], per_unit * pair.y);
+        if constexpr (R::kMomentum) {
+          const float2 c = parts::column_pair(vectors.c + column, 2 * j + word / 2);
+          XS[at] = fmaf(c.x, XM[at], XS[at]);
+          XS[at + 1] = fmaf(c.y, XM[at + 1], XS[at + 1]);
+        }
       }
     }
     if (i > 0) {
@@ -210,7 +232,12 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
       XS[4 * j + 3] += other.w;
     }
     // Both halves hold the same sums, and so come to the same unit.
-    fit_unit<T>(unit, XS, S, M, largest_of_warp(largest_of(XS)), vectors.w_limit);
+    const float largest_W = largest_of_warp(largest_of(XS));
+    if constexpr (R::kMomentum) {
+      fit_unit<T>(unit, XS, largest_W, vectors.w_limit, S, M);
+    } else {
+      fit_unit<T>(unit, XS, largest_W, vectors.w_limit, S);
+    }
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       parts::fragment<__half>(W[slice], XS, slice);
@@ -236,7 +263,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
 
     // Q: S^T Q^T, then M^T Q^T.
     float OS[32];
-    float OM[32];
+    [[maybe_unused]] float OM[32];
     shared.q_ring.wait_full(i);
     const auto& queries = shared.q[0];
 #pragma unroll
@@ -249,7 +276,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
       ptx::wgmma_commit();
     }
 #pragma unroll
-    for (int slice = 0; slice < R::kSlices; ++slice) {
+    for (int slice = 0; R::kMomentum && slice < R::kSlices; ++slice) {
       uint32_t a[4];
       ptx::wgmma_wait<1>();
       parts::fragment_again<T>(a, M, slice);
@@ -260,17 +287,23 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
 
     // a_C S - b_C M and m M, in place: the products in flight hold rounded copies.
     const float a_end = vectors.a_end;
-    const float b_end = vectors.b_end;
-    const float m_end = vectors.m_end;
+    if constexpr (R::kMomentum) {
+      const float b_end = vectors.b_end;
+      const float m_end = vectors.m_end;
 #pragma unroll
-    for (int at = 0; at < R::kWidth / 2; ++at) {
-      S[at] = fmaf(-b_end, M[at], a_end * S[at]);
-      M[at] *= m_end;
+      for (int at = 0; at < R::kWidth / 2; ++at) {
+        S[at] = fmaf(-b_end, M[at], a_end * S[at]);
+        M[at] *= m_end;
+      }
+    } else {
+      scale_all(S, a_end);
     }
     const Chunk chunk = params.chunks[shared.work.begin + i];
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(OS);
-    ptx::wgmma_touch(OM);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(OM);
+    }
     __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.q_ring.release(i);
@@ -280,11 +313,15 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float2 a = parts::column_pair(vectors.a + column, j);
-      const float2 b = parts::column_pair(vectors.b + column, j);
 #pragma unroll
       for (int at = 4 * j; at < 4 * j + 4; at += 2) {
-        OS[at] = fmaf(-b.x, OM[at], a.x * OS[at]);
-        OS[at + 1] = fmaf(-b.y, OM[at + 1], a.y * OS[at + 1]);
+        OS[at] *= a.x;
+        OS[at + 1] *= a.y;
+        if constexpr (R::kMomentum) {
+          const float2 b = parts::column_pair(vectors.b + column, j);
+          OS[at] = fmaf(-b.x, OM[at], OS[at]);
+          OS[at + 1] = fmaf(-b.y, OM[at + 1], OS[at + 1]);
+        }
       }
     }
     uint32_t R16[4][4];
@@ -333,21 +370,23 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
                                         ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
     }
     ptx::wgmma_commit();
-    uint32_t N[4][4];
+    if constexpr (R::kMomentum) {
+      uint32_t N[4][4];
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
-    }
-    ptx::wgmma_fence();
+      for (int slice = 0; slice < 4; ++slice) {
+        parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
+      }
+      ptx::wgmma_fence();
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(M, N[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      for (int slice = 0; slice < 4; ++slice) {
+        ptx::wgmma_ra<__half, Major::kMN>(
+            M, N[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+      }
+      ptx::wgmma_commit();
     }
-    ptx::wgmma_commit();
 
     // The output, under the updates.
-    ptx::wgmma_wait<2>();
+    ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
     ptx::wgmma_touch(own);
     ptx::named_barrier(kBarrierWrittenO + 1 - half, 256);
     float sum[16];
@@ -368,7 +407,9 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
                         32 * half);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (R::kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     __syncwarp();  // all lanes have read
     if (ptx::elect_one()) {
       shared.keys16_ring.release(i);
@@ -376,7 +417,9 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     }
   }
   store_state(S, params.final_S, row, R::K, unit.value);
-  store_state(M, params.final_M, row, R::K, unit.value);
+  if constexpr (R::kMomentum) {
+    store_state(M, params.final_M, row, R::K, unit.value);
+  }
 }
 
 template <class R>

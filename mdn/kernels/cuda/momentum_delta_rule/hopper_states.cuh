@@ -19,26 +19,26 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <int kK, int kBoxesV>
+template <int kK, int kBoxesV, bool kMomentum>
 struct StatesShared {
-  using S = Split<kK, kBoxesV>;
+  using S = Split<kK, kBoxesV, kMomentum>;
   static constexpr int kStages = kK == 256 ? 2 : 3;
   static constexpr int kStageBoxes = S::kBoxesK + S::kBoxesV + 1;  // k, v, T
   static constexpr int kStage = 0;
   static constexpr int kStates = kStage + kStages * kStageBoxes * kBox;  // S, M of each warpgroup
-  static constexpr int kR = kStates + S::kConsumers * 2 * S::kWarpgroupBoxesK * kBox;
+  static constexpr int kR = kStates + S::kConsumers * S::kStates * S::kWarpgroupBoxesK * kBox;
   static constexpr int kVectors = kR + S::kBoxesV * kBox;
   static constexpr int kExchange = kVectors + kStages * kVectorBytes;
   static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
   static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024;  // slack to align
 };
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* shared,
                                                 uint64_t* full, uint64_t* empty, int sequence,
                                                 int head, int tile) {
-  using S = Split<kK, kBoxesV>;
-  using L = StatesShared<kK, kBoxesV>;
+  using S = Split<kK, kBoxesV, kMomentum>;
+  using L = StatesShared<kK, kBoxesV, kMomentum>;
   Ring<L::kStages> ring;
   const int last = args.begin[sequence + 1];
   int entry = args.begin[sequence];
@@ -67,12 +67,12 @@ __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* 
   }
 }
 
-template <class E, int kK, int kBoxesV>
+template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* shared,
                                                 uint64_t* full, uint64_t* empty, int sequence,
                                                 int head, int tile) {
-  using Sp = Split<kK, kBoxesV>;
-  using L = StatesShared<kK, kBoxesV>;
+  using Sp = Split<kK, kBoxesV, kMomentum>;
+  using L = StatesShared<kK, kBoxesV, kMomentum>;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
@@ -85,17 +85,19 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   const int v_box = tile * Sp::kBoxesV + box_v;  // of the head's
 
   float S[kRegisters];
-  float M[kRegisters];
+  [[maybe_unused]] float M[kRegisters];
   const int64_t state_offset = ((static_cast<int64_t>(sequence) * args.HV + head) * args.V +
                                 64 * v_box + 16 * warp + lane / 4) *
                                    kK +
                                half * Sp::kWarpgroupK + 2 * (lane % 4);
   load_state(S, args.initial_S == nullptr ? nullptr : args.initial_S + state_offset, kK);
-  load_state(M, args.initial_M == nullptr ? nullptr : args.initial_M + state_offset, kK);
+  if constexpr (kMomentum) {
+    load_state(M, args.initial_M == nullptr ? nullptr : args.initial_M + state_offset, kK);
+  }
 
-  uint8_t* states = shared + L::kStates + warpgroup * 2 * Sp::kWarpgroupBoxesK * kBox;
+  uint8_t* states = shared + L::kStates + warpgroup * Sp::kStates * Sp::kWarpgroupBoxesK * kBox;
   const uint32_t S_box = ptx::shared_address(states);
-  const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
+  [[maybe_unused]] const uint32_t M_box = S_box + Sp::kWarpgroupBoxesK * kBox;
   uint8_t* r_tile = shared + L::kR + box_v * kBox;
   const uint32_t r_lane = parts::transposed_lane(ptx::shared_address(r_tile), warp, lane);
   float* exchange = reinterpret_cast<float*>(shared + L::kExchange);
@@ -121,21 +123,25 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
 #pragma unroll
     for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
       store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
-      store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+      if constexpr (kMomentum) {
+        store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+      }
     }
     ptx::fence_async_shared();
     ptx::named_barrier(barrier_id, 128);
     if (thread == 0) {
       const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
       store_boxes<Sp::kWarpgroupBoxesK>(args.S + at * kBox, states);
-      store_boxes<Sp::kWarpgroupBoxesK>(args.M + at * kBox, states + Sp::kWarpgroupBoxesK * kBox);
+      if constexpr (kMomentum) {
+        store_boxes<Sp::kWarpgroupBoxesK>(args.M + at * kBox, states + Sp::kWarpgroupBoxesK * kBox);
+      }
       ptx::store_commit();
     }
 
     ptx::mbarrier_wait(&full[ring.stage], ring.phase);
     // X_S = S^T K^T, X_M = M^T K^T
     float XS[32];
-    float XM[32];
+    float XM[32];  // then R'
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Sp::kWarpgroupK / 16; ++i) {
@@ -143,23 +149,32 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       const uint64_t b = ptx::descriptor_k(k_box + step);
       ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XS, ptx::descriptor_k(S_box + step), b,
                                                        i > 0);
-      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XM, ptx::descriptor_k(M_box + step), b,
-                                                       i > 0);
+      if constexpr (kMomentum) {
+        ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XM, ptx::descriptor_k(M_box + step), b,
+                                                         i > 0);
+      }
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XS);
-    ptx::wgmma_touch(XM);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(XM);
+    }
     // W^T = V^T - X_S diag(e) + X_M diag(c)
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float2 e = parts::column_pair(vectors->e + column, j);
-      const float2 c = parts::column_pair(vectors->c + column, j);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float* x = &XS[4 * j + 2 * i];
-        x[0] = c.x * XM[4 * j + 2 * i] - e.x * x[0];
-        x[1] = c.y * XM[4 * j + 2 * i + 1] - e.y * x[1];
+        if constexpr (kMomentum) {
+          const float2 c = parts::column_pair(vectors->c + column, j);
+          x[0] = c.x * XM[4 * j + 2 * i] - e.x * x[0];
+          x[1] = c.y * XM[4 * j + 2 * i + 1] - e.y * x[1];
+        } else {
+          x[0] *= -e.x;
+          x[1] *= -e.y;
+        }
       }
     }
     if constexpr (Sp::kHalves == 2) {
@@ -193,12 +208,16 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     }
     ptx::wgmma_commit();
     const float a_end = vectors->a_end;
-    const float b_end = vectors->b_end;
-    const float m_end = vectors->m_end;
+    [[maybe_unused]] const float b_end = vectors->b_end;
+    [[maybe_unused]] const float m_end = vectors->m_end;
 #pragma unroll
     for (int i = 0; i < kRegisters; ++i) {
-      S[i] = a_end * S[i] - b_end * M[i];
-      M[i] *= m_end;
+      if constexpr (kMomentum) {
+        S[i] = a_end * S[i] - b_end * M[i];
+        M[i] *= m_end;
+      } else {
+        S[i] *= a_end;
+      }
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XM);
@@ -207,7 +226,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       XM[i] *= w_inverse;
     }
     // S^T += (R'^T diag(g rk)) K;  M^T -= (R'^T diag(n rk)) K
-    uint32_t write[4][4];
+    [[maybe_unused]] uint32_t write[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -215,25 +234,31 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
         const int at = 8 * i + 4 * j;
         const float2 rk = parts::column_pair(vectors->rk + column, 2 * i + j);
         const float2 g = parts::column_pair(vectors->g + column, 2 * i + j);
-        const float2 n = parts::column_pair(vectors->n + column, 2 * i + j);
         const float gx = g.x * rk.x;
         const float gy = g.y * rk.y;
-        const float nx = -n.x * rk.x;
-        const float ny = -n.y * rk.y;
         a[i][2 * j] = ptx::pack<E>(XM[at] * gx, XM[at + 1] * gy);
         a[i][2 * j + 1] = ptx::pack<E>(XM[at + 2] * gx, XM[at + 3] * gy);
-        write[i][2 * j] = ptx::pack<E>(XM[at] * nx, XM[at + 1] * ny);
-        write[i][2 * j + 1] = ptx::pack<E>(XM[at + 2] * nx, XM[at + 3] * ny);
+        if constexpr (kMomentum) {
+          const float2 n = parts::column_pair(vectors->n + column, 2 * i + j);
+          const float nx = -n.x * rk.x;
+          const float ny = -n.y * rk.y;
+          write[i][2 * j] = ptx::pack<E>(XM[at] * nx, XM[at + 1] * ny);
+          write[i][2 * j + 1] = ptx::pack<E>(XM[at + 2] * nx, XM[at + 3] * ny);
+        }
       }
     }
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
       ptx::wgmma_ra<E, ptx::Major::kMN>(S, a[i], b);
-      ptx::wgmma_ra<E, ptx::Major::kMN>(M, write[i], b);
+      if constexpr (kMomentum) {
+        ptx::wgmma_ra<E, ptx::Major::kMN>(M, write[i], b);
+      }
     }
     ptx::wgmma_commit();
     if (half == 0) {  // R = r_scale R'
@@ -253,7 +278,9 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
-    ptx::wgmma_touch(M);
+    if constexpr (kMomentum) {
+      ptx::wgmma_touch(M);
+    }
     ptx::mbarrier_arrive(&empty[ring.stage]);
   }
   if (thread == 0) {

@@ -438,7 +438,7 @@ __global__ void __launch_bounds__(kThreadLimit, kThreadLimit == kMinThreads ? 3 
       const int64_t from = (at.token + thread) * x.HV + at.head;
       const bool inside = thread < at.length;
       s.alpha[thread] = inside ? x.alpha[from] : 1.0f;
-      s.mu[thread] = inside ? x.mu[from] : 1.0f;
+      s.mu[thread] = !inside ? 1.0f : x.mu != nullptr ? x.mu[from] : 0.0f;
       s.eta[thread] = inside ? x.eta[from] : 0.0f;
       s.beta[thread] = inside ? x.beta[from] : 0.0f;
       s.pi[thread] = inside ? x.pi[from] : 1.0f;

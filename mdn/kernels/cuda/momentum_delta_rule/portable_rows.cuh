@@ -33,7 +33,7 @@ struct Tokens {
   const void* k;
   const void* v;  // or d_o, in the walk back
   const float* alpha;
-  const float* mu;
+  const float* mu;  // null: 0
   const float* eta;
   const float* beta;
   const float* pi;  // alpha where the call has none
@@ -87,7 +87,7 @@ __device__ void load_tile(const Tokens& x, int64_t token, int length, int64_t he
   if (thread < length) {
     const int64_t at = (token + thread) * x.HV + head;
     tile.alpha[thread] = x.alpha[at];
-    tile.mu[thread] = x.mu[at];
+    tile.mu[thread] = x.mu != nullptr ? x.mu[at] : 0.0f;
     tile.eta[thread] = x.eta[at];
     tile.beta[thread] = x.beta[at];
     tile.pi[thread] = x.pi[at];

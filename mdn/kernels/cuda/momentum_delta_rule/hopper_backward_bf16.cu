@@ -1,0 +1,10 @@
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_launch.cuh"
+
+namespace mdn::kernels::cuda {
+
+template void launch_hopper_backward<__nv_bfloat16>(const backward_pass::Arguments&, bool, int,
+                                                    cudaStream_t);
+template void launch_hopper_finish<__nv_bfloat16>(const MomentumDeltaRuleBackward&,
+                                                  const backward_pass::Arguments&, cudaStream_t);
+
+}  // namespace mdn::kernels::cuda

@@ -1,0 +1,22 @@
+// Between the host side of the Hopper backward pass and its kernels, which are compiled one element
+// type a file. For .cu files.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+#include "mdn/kernels/momentum_delta_rule.h"
+
+namespace mdn::kernels::cuda {
+
+/// The three kernels for the value heads in work, E = __nv_bfloat16 or __half.
+template <class E>
+void launch_hopper_backward(const backward_pass::Arguments& args, bool momentum,
+                            int multiprocessors, cudaStream_t stream);
+
+/// What is left to do for dq and dk when all heads are done (finish_rows_kernel).
+template <class E>
+void launch_hopper_finish(const MomentumDeltaRuleBackward& call,
+                          const backward_pass::Arguments& args, cudaStream_t stream);
+
+}  // namespace mdn::kernels::cuda
