@@ -33,7 +33,6 @@ namespace mdn::kernels::cuda::backward_pass {
 
 inline constexpr int kGradientThreads = 4 * 128;
 inline constexpr int kConsumerThreads = 3 * 128;
-inline constexpr int kConsumerWarps = kConsumerThreads / 32;
 inline constexpr int kMaskThreads = 96;
 inline constexpr int kMaskThread = kGradientThreads - kMaskThreads;  // the first of them
 
@@ -606,10 +605,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         if constexpr (kFirst && role < 2) {
           ptx::wgmma_touch(X);
         }
-        __syncwarp();
-        if (thread % 32 == 0) {
-          ptx::mbarrier_arrive(&small.empty[ring.stage]);
-        }
+        ptx::mbarrier_arrive(&small.empty[ring.stage]);
         ring.next();
       }
     };
@@ -759,10 +755,7 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         const GradientRows<Out> rows(args, item, role == 0 ? args.d_q : args.d_k);
         store_rows<Out>(rows.out + column + 64 * tile, rows.stride, A, row, length);
       }
-      __syncwarp();
-      if (lane == 0) {
-        ptx::mbarrier_arrive(&small.qk_empty);
-      }
+      ptx::mbarrier_arrive(&small.qk_empty);
     }
 
     const int thread = ptx::fresh_thread_index() % 128;
@@ -847,11 +840,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
         }
       }
     }
-    ptx::mbarrier_arrive(&small.terms_full);  // every lane for its own loads and stores
-    __syncwarp();
-    if (lane == 0) {
-      ptx::mbarrier_arrive(&small.vectors_empty[buffers.stage]);
-    }
+    ptx::mbarrier_arrive(&small.terms_full);
+    ptx::mbarrier_arrive(&small.vectors_empty[buffers.stage]);
     buffers.next();
   }
 }
@@ -866,15 +856,15 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < L::kStages; ++i) {
       ptx::mbarrier_init(&small.full[i], 1);
-      ptx::mbarrier_init(&small.empty[i], kConsumerWarps);
+      ptx::mbarrier_init(&small.empty[i], kConsumerThreads);
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&small.vectors_full[i], 1);
-      ptx::mbarrier_init(&small.vectors_empty[i], kConsumerWarps);
+      ptx::mbarrier_init(&small.vectors_empty[i], kConsumerThreads);
       ptx::mbarrier_init(&small.item_full[i], kMaskThreads);
     }
     ptx::mbarrier_init(&small.qk_full, 1);
-    ptx::mbarrier_init(&small.qk_empty, kConsumerWarps);
+    ptx::mbarrier_init(&small.qk_empty, kConsumerThreads);
     ptx::mbarrier_init(&small.terms_full, kConsumerThreads);
     ptx::mbarrier_init(&small.terms_empty, kMaskThreads);
     ptx::mbarrier_init_fence();

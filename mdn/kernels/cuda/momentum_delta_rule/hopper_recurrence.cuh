@@ -99,16 +99,13 @@ __device__ __forceinline__ void convert_keys(RecurrenceShared<R>& shared, int th
     shared.record_ring.wait_full(i);
     shared.k_ring.wait_full(i);
     shared.keys16_ring.wait_empty(i);
-    parts::convert_rows<typename R::T, kConverterWarps * 32>(
+    parts::convert_rows<typename R::T, kConverters>(
         ptx::shared_address(shared.keys16[stage]), ptx::shared_address(shared.k[stage]),
         R::kBoxes * ptx::kBoxBytes, kChunk, shared.vectors(stage).rk, thread);
     ptx::fence_async_shared();
-    __syncwarp();
-    if (ptx::elect_one()) {
-      ptx::mbarrier_arrive(&shared.keys16_ring.full[stage]);
-      shared.k_ring.release(i);
-      shared.record_ring.release(i);
-    }
+    ptx::mbarrier_arrive(&shared.keys16_ring.full[stage]);
+    shared.k_ring.release(i);
+    shared.record_ring.release(i);
   }
 }
 
@@ -247,11 +244,8 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     for (int j = 0; !R::kWide && j < 4; ++j) {
       begin_W(j);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.k_ring.release(i);
-      shared.v_ring.release(i);
-    }
+    shared.k_ring.release(i);
+    shared.v_ring.release(i);
 
     // W^T = V^T - e XS^T + c XM^T
     uint32_t W[4][4];
@@ -345,10 +339,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     for (int j = 0; !R::kWide && j < 4; ++j) {
       scale_columns(O, OS, vectors.a + column, j);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.q_ring.release(i);
-    }
+    shared.q_ring.release(i);
 #pragma unroll
     for (int j = 0; R::kMomentum && j < 8; ++j) {  // O^T = a OS^T - b OM^T
       const float2 b = parts::column_pair(vectors.b + column, j);
@@ -416,11 +407,8 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     if constexpr (R::kMomentum) {
       ptx::wgmma_touch(M);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.keys16_ring.release(i);
-      shared.record_ring.release(i);
-    }
+    shared.keys16_ring.release(i);
+    shared.record_ring.release(i);
   }
   const int channel = 64 * tile + 16 * warp + lane / 4;
   const int64_t row = state_row(shared.work, params, channel) * R::K + column;
@@ -441,12 +429,12 @@ __global__ void __launch_bounds__(R::kThreads, 1)
   // The same in all lanes, which this tells the compiler: addresses made of it stay uniform.
   const int warpgroup = __shfl_sync(0xFFFFFFFF, thread / 128, 0);
   if (thread == 0) {
-    constexpr int kWarps = 4 * R::kTiles;
-    shared.q_ring.init(1, kWarps);
-    shared.k_ring.init(1, kWarps + kConverterWarps);
-    shared.keys16_ring.init(kConverterWarps, kWarps);
-    shared.record_ring.init(1, kWarps + kConverterWarps);
-    shared.v_ring.init(1, kWarps);
+    constexpr int kConsumers = 128 * R::kTiles;
+    shared.q_ring.init(1, kConsumers);
+    shared.k_ring.init(1, kConsumers + kConverters);
+    shared.keys16_ring.init(kConverters, kConsumers);
+    shared.record_ring.init(1, kConsumers + kConverters);
+    shared.v_ring.init(1, kConsumers);
     ptx::mbarrier_init_fence();
     shared.work = block_work(params, R::kTiles);
   }

@@ -71,11 +71,11 @@ __device__ __forceinline__ RecurrenceWork block_work(const RecurrenceParams& par
 
 inline constexpr int kRecordStage = 19 * 1024;
 static_assert(kRecordStage >= kRecordBytes);
-inline constexpr int kConverterWarps = 3;
+inline constexpr int kConverters = 96;        // threads
 inline constexpr int kBarrierConverters = 8;  // a named barrier
 
-/// A ring of stages: `full` ends when data is there, `empty` when everyone has read it. `i` counts
-/// the uses.
+/// A ring of stages: `full` ends when data is there, `empty` when everyone has read it: every lane
+/// arrives for what it has read or written itself. `i` counts the uses.
 template <int kStages>
 struct Ring {
   uint64_t full[kStages];

@@ -87,16 +87,13 @@ __device__ __forceinline__ void convert_keys(SplitShared<R>& shared, int thread)
     shared.record_ring.wait_full(i);
     shared.k_ring.wait_full(i);
     shared.keys16_ring.wait_empty(i);
-    parts::convert_rows<typename R::T, kConverterWarps * 32>(
+    parts::convert_rows<typename R::T, kConverters>(
         ptx::shared_address(shared.keys16[0]), ptx::shared_address(shared.k[i % 2]),
         R::kBoxes * ptx::kBoxBytes, kChunk, shared.vectors(i % 2).rk, thread);
     ptx::fence_async_shared();
-    __syncwarp();
-    if (ptx::elect_one()) {
-      ptx::mbarrier_arrive(&shared.keys16_ring.full[0]);
-      shared.k_ring.release(i);
-      shared.record_ring.release(i);
-    }
+    ptx::mbarrier_arrive(&shared.keys16_ring.full[0]);
+    shared.k_ring.release(i);
+    shared.record_ring.release(i);
   }
 }
 
@@ -185,10 +182,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     if constexpr (R::kMomentum) {
       ptx::wgmma_touch(XM);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.k_ring.release(i);
-    }
+    shared.k_ring.release(i);
 
     // W^T = V^T - e XS^T + c XM^T; V enters with half 0.
     const uint32_t v_address = ptx::shared_address(shared.v[stage]) + lane_offset;
@@ -304,10 +298,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     if constexpr (R::kMomentum) {
       ptx::wgmma_touch(OM);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.q_ring.release(i);
-    }
+    shared.q_ring.release(i);
 
     // O^T = a (S^T Q^T) - b (M^T Q^T), a half keeping 32 tokens and giving the others away.
 #pragma unroll
@@ -330,10 +321,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
       ptx::ldmatrix_trans(R16[slice], v_address + slice * 2048);
     }
     ptx::fence_async_shared();  // the copy engine writes over what was parked
-    __syncwarp();
-    if (ptx::elect_one()) {
-      shared.v_ring.release(i);
-    }
+    shared.v_ring.release(i);
     float own[16];
     ptx::named_barrier(kBarrierReadW + half, 256);
 #pragma unroll
@@ -410,11 +398,8 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     if constexpr (R::kMomentum) {
       ptx::wgmma_touch(M);
     }
-    __syncwarp();  // all lanes have read
-    if (ptx::elect_one()) {
-      shared.keys16_ring.release(i);
-      shared.record_ring.release(i);
-    }
+    shared.keys16_ring.release(i);
+    shared.record_ring.release(i);
   }
   store_state(S, params.final_S, row, R::K, unit.value);
   if constexpr (R::kMomentum) {
@@ -433,11 +418,11 @@ __global__ void __launch_bounds__(R::kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   const int warpgroup = __shfl_sync(0xFFFFFFFF, thread / 128, 0);
   if (thread == 0) {
-    shared.q_ring.init(1, 8);  // warps of both halves
-    shared.k_ring.init(1, 8 + kConverterWarps);
-    shared.keys16_ring.init(kConverterWarps, 8);
-    shared.record_ring.init(1, 8 + kConverterWarps);
-    shared.v_ring.init(1, 8);
+    shared.q_ring.init(1, 256);  // both halves
+    shared.k_ring.init(1, 256 + kConverters);
+    shared.keys16_ring.init(kConverters, 256);
+    shared.record_ring.init(1, 256 + kConverters);
+    shared.v_ring.init(1, 256);
     ptx::mbarrier_init_fence();
     shared.work = block_work(params, 1);
   }
