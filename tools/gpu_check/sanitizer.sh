@@ -41,12 +41,14 @@ distinct_reports() {
 
 sanitizer() {
   local small='*CudaCases*/length_17:*CudaCases*/packed:*CudaCases*/odd_channels:*CudaCases*/shared_heads_l2norm:*CudaCases*/tiles_length_65:*CudaCases*/tiles_shared_l2norm:*CudaCases*/tiles_packed:*CudaCases*/tiles_without_momentum_128_64:*CudaCases*/tiles_without_momentum_packed:*StepUsesSlots*:*Saturate*:*CudaStepCases*/odd_channels'
+  local kimi='*16/grouped:*16/seventeen:*16/chunk_and_one'
   local operators='*CudaOps*/small:CudaShortConv.*'
   local products='*LinearCrossEntropy*/small:CudaResidualMlp.*'
   local decoders='*/mdn_BFloat16:*/mdn_plain_Float'
   echo "- compute-sanitizer: $("$sanitizer" --version | sed -n 's/^Version //p' | head -1)"
   echo
-  echo "Cases of the momentum rule: \`$small\`; of the small operators: \`$operators\`, under memcheck"
+  echo "Cases of the momentum rule: \`$small\`; of the Kimi delta rule: \`$kimi\`; of the small operators:"
+  echo "\`$operators\`, under memcheck"
   echo "alone those with products: \`$products\`; of decoders: \`$decoders\`."
   echo
   echo "| tool | kernels | result |"
@@ -61,6 +63,8 @@ sanitizer() {
     check_program $tool portable momentum_delta_rule_cuda_test "$small" "${poison[@]}" \
       MDN_CUDA_PORTABLE=1 &
     pids+=($!)
+    check_program $tool kimi kimi_delta_rule_cuda_test "$kimi" "${poison[@]}" &
+    pids+=($!)
     # libtorch keeps the memory that it frees, and hands it out again as if it were new
     check_program $tool operators cuda_ops_test "$operators-*LinearCrossEntropy*" \
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 &
@@ -72,7 +76,7 @@ sanitizer() {
   pids+=($!)
   wait "${pids[@]}"
   for tool in memcheck racecheck initcheck; do
-    for run in chosen portable operators; do
+    for run in chosen portable kimi operators; do
       row_of $tool $run
     done
   done
