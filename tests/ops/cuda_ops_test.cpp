@@ -88,10 +88,12 @@ class CudaOps : public testing::TestWithParam<Shapes> {
   }
 };
 
+std::string shapes_name(const testing::TestParamInfo<Shapes>& shapes) {
+  return shapes.param == Shapes::kAll ? "all" : "small";
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaOps, testing::Values(Shapes::kAll, Shapes::kSmall),
-                         [](const testing::TestParamInfo<Shapes>& info) {
-                           return info.param == Shapes::kAll ? "all" : "small";
-                         });
+                         shapes_name);
 
 TEST_P(CudaOps, ShortConvMatchesATen) {
   for (const int64_t C : pick<int64_t>({8, 96, 256, 1032}, {96})) {
