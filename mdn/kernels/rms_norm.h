@@ -1,8 +1,12 @@
-// rms_norm: RMSNorm over rows, with an optional sigmoid gate after the weight.
+// rms_norm: RMSNorm over rows, with an optional gate. With norm(u) = u / sqrt(mean(u²) + eps),
 //
-//     n = x / sqrt(mean(x²) + eps);   y = n weight           or y = n weight sigmoid(gate)
+//     y = norm(x) weight                    without a gate
+//     y = norm(x) weight sigmoid(gate)      RmsNormGating::kSigmoid
+//     y = norm(x) weight silu(gate)         kSilu; silu(g) = g sigmoid(g)
+//     y = norm(x silu(gate)) weight         kSiluFirst
+//     y = norm((x + scale skip) silu(gate)) weight      the same with a skip
 //
-// x, gate, y [rows, D], weight [D], contiguous; float32 on the CPU, any DType but float64 on CUDA;
+// x, gate, skip, y [rows, D], weight, scale [D], contiguous; float32 on the CPU, any DType but float64 on CUDA;
 // gate null: none. Nothing is allocated: the backward pass wants `rms_norm_backward_workspace`
 // bytes, 64-byte aligned.
 #pragma once
@@ -14,10 +18,26 @@
 #include "mdn/core/dtype.h"
 
 namespace mdn::kernels {
+
+enum class RmsNormGating { kSigmoid, kSilu, kSiluFirst };
+
+/// data null: none; only with kSiluFirst.
+struct RmsNormSkip {
+  const void* data = nullptr;
+  const float* scale = nullptr;
+};
+
+/// Its gradients, present exactly when it is.
+struct RmsNormSkipGradient {
+  void* data = nullptr;
+  float* scale = nullptr;
+};
+
 namespace cpu {
 
 void rms_norm_forward(int64_t rows, int64_t D, double eps, const float* x, const float* gate,
-                      const float* weight, float* y);
+                      const float* weight, float* y,
+                      RmsNormGating gating = RmsNormGating::kSigmoid, const RmsNormSkip& skip = {});
 
 size_t rms_norm_backward_workspace(int64_t rows, int64_t D);
 
@@ -25,7 +45,9 @@ size_t rms_norm_backward_workspace(int64_t rows, int64_t D);
 /// number of threads.
 void rms_norm_backward(int64_t rows, int64_t D, double eps, const float* x, const float* gate,
                        const float* weight, const float* d_y, float* d_x, float* d_gate,
-                       float* d_weight, void* workspace);
+                       float* d_weight, void* workspace,
+                       RmsNormGating gating = RmsNormGating::kSigmoid, const RmsNormSkip& skip = {},
+                       const RmsNormSkipGradient& d_skip = {});
 
 }  // namespace cpu
 
@@ -41,6 +63,7 @@ struct RmsNormGate {
   const void* data = nullptr;
   int64_t heads = 1;
   int64_t stride = 0;
+  RmsNormGating gating = RmsNormGating::kSigmoid;
 };
 
 struct RmsNormForward {
@@ -48,8 +71,10 @@ struct RmsNormForward {
   int64_t D = 0;
   double eps = 0;
   DType dtype = DType::kBFloat16;  // of x, gate, y and their gradients
+  bool float_x = false;            // x is float32 all the same; not with a gate
   const void* x = nullptr;
   RmsNormGate gate;
+  RmsNormSkip skip;
   const float* weight = nullptr;
   void* y = nullptr;
 };
@@ -59,14 +84,17 @@ struct RmsNormBackward {
   int64_t D = 0;
   double eps = 0;
   DType dtype = DType::kBFloat16;
+  bool float_x = false;  // of add and d_x too
   const void* x = nullptr;
   RmsNormGate gate;
+  RmsNormSkip skip;
   const float* weight = nullptr;
   const void* d_y = nullptr;
   const void* add = nullptr;  // added to d_x: what reaches x past the norm; null: nothing
   void* d_x = nullptr;
   void* d_gate = nullptr;  // laid out as the gate, with a stride of its own
   int64_t d_gate_stride = 0;
+  RmsNormSkipGradient d_skip;
   void* y = nullptr;  // the forward pass's result again; null: not wanted
   float* d_weight = nullptr;
   void* workspace = nullptr;

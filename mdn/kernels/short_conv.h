@@ -1,9 +1,10 @@
 // short_conv: the causal depthwise convolution with SiLU in front of q, k and v.
 //
-//     a[t, c] = sum_w weight[c, w] x[t - (W-1) + w, c]      taps before a sequence's start are zero
+//     a[t, c] = bias[c] + sum_w weight[c, w] x[t - (W-1) + w, c]
 //     y[t, c] = silu(a[t, c]) = a sigmoid(a)
 //
-// x, y [B, T, C], weight [C, W], contiguous; float32 on the CPU, any DType but float64 on CUDA,
+// x before a sequence's start is zero. x, y [B, T, C], weight [C, W], bias [C] or null (zeros),
+// contiguous; float32 on the CPU, any DType but float64 on CUDA,
 // where the rows of x and d_x may also be columns of wider rows. With cu_seqlens [N + 1] (B = 1,
 // memory of the backend) each sequence starts afresh, as in momentum_delta_rule.h. Nothing is
 // allocated: the caller gives `workspace` bytes, 64-byte aligned.
@@ -27,15 +28,17 @@ namespace cpu {
 
 size_t short_conv_workspace(const ShortConvProblem& problem);
 void short_conv_forward(const ShortConvProblem& problem, const float* x, const float* weight,
-                        float* y, void* workspace);
-/// d_x and d_weight are overwritten; the same bits for any number of threads.
+                        const float* bias, float* y, void* workspace);
+/// d_x, d_weight and d_bias (present exactly when bias is) are overwritten; the same bits for any
+/// number of threads.
 void short_conv_backward(const ShortConvProblem& problem, const float* x, const float* weight,
-                         const float* d_y, float* d_x, float* d_weight, void* workspace);
+                         const float* bias, const float* d_y, float* d_x, float* d_weight,
+                         float* d_bias, void* workspace);
 
 /// [C, W] with the current token's tap last, as weights are kept -> [W, C] with it first.
 void short_conv_taps(int64_t C, int64_t W, const float* weight, float* taps);
 
-/// One token of B sequences: x, y [B, C], taps [W, C] as above. state [B, W-1, C] holds each
+/// One token of B sequences, without a bias: x, y [B, C], taps [W, C] as above. state [B, W-1, C] holds each
 /// sequence's last W-1 inputs, oldest first, and is advanced.
 void short_conv_step(int64_t B, int64_t C, int64_t W, const float* x, const float* taps,
                      float* state, float* y);
@@ -68,6 +71,7 @@ struct ShortConvForward {
   const void* x = nullptr;
   int64_t x_stride = 0;  // elements from token to token, at least C
   const float* weight = nullptr;
+  const float* bias = nullptr;     // not with a correction
   void* y = nullptr;               // contiguous
   ShortConvCorrection correction;  // minus null: none
 };
@@ -78,10 +82,12 @@ struct ShortConvBackward {
   const void* x = nullptr;
   int64_t x_stride = 0;
   const float* weight = nullptr;
+  const float* bias = nullptr;
   const void* d_y = nullptr;  // contiguous
   void* d_x = nullptr;
   int64_t d_x_stride = 0;
   float* d_weight = nullptr;
+  float* d_bias = nullptr;         // present exactly when the bias is
   ShortConvCorrection correction;  // minus null: none
   float* d_log_scale = nullptr;    // present exactly when the correction is
   void* workspace = nullptr;       // short_conv_backward_workspace bytes

@@ -3,8 +3,12 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/SDPBackend.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <vector>
 
 #include "mdn/core/error.h"
@@ -29,12 +33,13 @@ at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, double theta
   return at::cat({halves[0] * cos - halves[1] * sin, halves[0] * sin + halves[1] * cos}, -1);
 }
 
-// Queries are the last q.size(2) of k.size(2) tokens.
+std::atomic<bool> deterministic = false;
+
 // The order in which libtorch tries its kernels on a GPU. In a hybrid's training step on an H100
 // cuDNN's take 12 ms where flash takes 22 (docs/design/training_step_cuda.md); but they are planned
-// anew for each length, which a growing cache would pay at every token. What cuDNN does not support
-// takes the next.
-void order_backends(bool training) {
+// anew for each length, which a growing cache would pay at every token, and have no order of their
+// own for sums. What cuDNN does not support takes the next.
+void order_backends(bool cudnn) {
   using B = at::SDPBackend;
   const auto list = [](std::initializer_list<B> order) {
     std::vector<int64_t> numbers;
@@ -47,14 +52,62 @@ void order_backends(bool training) {
       {B::cudnn_attention, B::flash_attention, B::efficient_attention, B::math, B::overrideable});
   static const std::vector<int64_t> flash_first = list(
       {B::flash_attention, B::efficient_attention, B::math, B::cudnn_attention, B::overrideable});
-  at::globalContext().setSDPPriorityOrder(training ? cudnn_first : flash_first);
+  at::globalContext().setSDPPriorityOrder(cudnn ? cudnn_first : flash_first);
 }
 
+// While it lives, libtorch chooses deterministic algorithms.
+class DeterministicScope {
+ public:
+  DeterministicScope() {
+    context_.setDeterministicAlgorithms(true, false);
+    context_.setDeterministicFillUninitializedMemory(false);
+  }
+  ~DeterministicScope() {
+    context_.setDeterministicFillUninitializedMemory(fills_);
+    context_.setDeterministicAlgorithms(on_, warns_);
+  }
+  DeterministicScope(const DeterministicScope&) = delete;
+  DeterministicScope& operator=(const DeterministicScope&) = delete;
+
+ private:
+  at::Context& context_ = at::globalContext();
+  const bool on_ = context_.deterministicAlgorithms();
+  const bool warns_ = context_.deterministicAlgorithmsWarnOnly();
+  const bool fills_ = context_.deterministicFillUninitializedMemory();
+};
+
+using Attend =
+    std::function<at::Tensor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)>;
+
+// attend as one node of the graph around its own graph, whose backward pass runs in the scope above:
+// flash attention reads the choice there.
+class InOneOrder : public torch::autograd::Function<InOneOrder> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q,
+                            const at::Tensor& k, const at::Tensor& v, const Attend& attend) {
+    const at::AutoGradMode recording(true);
+    std::vector<at::Tensor> kept;
+    for (const at::Tensor& x : {q, k, v}) {
+      kept.push_back(x.detach().requires_grad_());
+    }
+    kept.push_back(attend(kept[0], kept[1], kept[2]));
+    ctx->save_for_backward(kept);
+    return kept[3].detach();
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto kept = ctx->get_saved_variables();
+    const DeterministicScope scope;
+    auto d = torch::autograd::grad({kept[3]}, {kept[0], kept[1], kept[2]}, {grads[0]});
+    d.emplace_back();  // attend
+    return d;
+  }
+};
+
+// Queries are the last q.size(2) of k.size(2) tokens.
 at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tensor& k,
                   const at::Tensor& v) {
-  if (q.is_cuda()) {
-    order_backends(at::GradMode::is_enabled() && q.requires_grad());
-  }
   const int64_t queries = q.size(2), keys = k.size(2);
   const bool grouped = o.num_heads != o.num_kv_heads;
   const bool windowed = o.window_size && *o.window_size < keys;
@@ -73,7 +126,28 @@ at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tens
   return at::scaled_dot_product_attention(q, k, v, visible, 0.0, false, std::nullopt, grouped);
 }
 
+// The same with libtorch's kernels chosen.
+at::Tensor attend_with_chosen(const AttentionOptions& o, const at::Tensor& q, const at::Tensor& k,
+                              const at::Tensor& v) {
+  if (!q.is_cuda()) {
+    return attend(o, q, k, v);
+  }
+  const bool training = at::GradMode::is_enabled() && q.requires_grad();
+  order_backends(training && !deterministic);
+  if (training && deterministic) {
+    return InOneOrder::apply(
+        q, k, v, Attend([&o](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
+          return attend(o, a, b, c);
+        }));
+  }
+  return attend(o, q, k, v);
+}
+
 }  // namespace
+
+void set_deterministic_attention(bool on) {
+  deterministic = on;
+}
 
 at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences,
                                  State* state) const {
@@ -101,8 +175,9 @@ at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences
     for (size_t n = 0; n + 1 < bounds.size(); ++n) {
       const int64_t start = bounds[n], length = bounds[n + 1] - bounds[n];
       if (length > 0) {
-        parts.push_back(attend(o, q.narrow(2, start, length), k.narrow(2, start, length),
-                               v.narrow(2, start, length)));
+        parts.push_back(attend_with_chosen(o, q.narrow(2, start, length),
+                                           k.narrow(2, start, length),
+                                           v.narrow(2, start, length)));
       }
     }
     out = at::cat(parts, 2);
@@ -111,14 +186,14 @@ at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences
       k = at::cat({state->k, k}, 2);
       v = at::cat({state->v, v}, 2);
     }
-    out = attend(o, q, k, v);
+    out = attend_with_chosen(o, q, k, v);
     // Tokens that no later query can see are dropped.
     const int64_t keep = o.window_size ? std::min(k.size(2), *o.window_size - 1) : k.size(2);
     state->k = k.narrow(2, k.size(2) - keep, keep).contiguous();
     state->v = v.narrow(2, v.size(2) - keep, keep).contiguous();
     state->position += T;
   } else {
-    out = attend(o, q, k, v);
+    out = attend_with_chosen(o, q, k, v);
   }
   return project(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
 }

@@ -7,6 +7,10 @@
 
 namespace mdn::layers {
 
+/// Whether attention's backward pass on a GPU sums in one order, which gives the same bits in every
+/// run and takes longer; for the whole process, at first not. On the CPU it always does.
+void set_deterministic_attention(bool on);
+
 struct AttentionWeights {
   at::Tensor q_proj, k_proj, v_proj, o_proj;  // [heads d, D], [kv d, D] twice, [D, heads d]
   at::Tensor q_bias, k_bias, v_bias;          // undefined without qkv_bias

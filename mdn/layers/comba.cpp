@@ -4,11 +4,10 @@
 
 #include "mdn/core/error.h"
 #include "mdn/kernels/momentum_delta_rule.h"
-#include "mdn/layers/project.h"
 
 namespace mdn::layers {
 
-at::Tensor Comba::operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+at::Tensor Comba::mix(const Projected& x, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "comba: a carried state with packed sequences is not supported");
@@ -18,7 +17,7 @@ at::Tensor Comba::operator()(const at::Tensor& x, const Sequences& sequences, St
   const at::Tensor scale = w.decay.sigmoid().view({o.num_heads, 1});  // p = scale k
   qkv.q = qkv.q - (w.D.view({o.num_heads, 1}) * scale).to(k.scalar_type()) * k;
 
-  const auto type = gate_type(x);
+  const auto type = gate_type(k);
   const at::Tensor squared = k.to(type).square().sum(-1);  // [B, T, H]
   const at::Tensor s = w.decay.to(type).sigmoid();
   constexpr double eps = kernels::kL2NormEps;
@@ -28,7 +27,7 @@ at::Tensor Comba::operator()(const at::Tensor& x, const Sequences& sequences, St
   }
   const at::Tensor out =
       run_gated_delta_rule(qkv, gates, gates.alpha * ratio, sequences, state ? &state->S : nullptr);
-  return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
+  return gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> Comba::state_shape(std::string_view field, int64_t B) const {

@@ -21,7 +21,13 @@ struct Comba {
   CombaWeights weights;
 
   /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences and the state is advanced.
-  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+    return project(mix(x, sequences, state), weights.output.o_proj);
+  }
+
+  /// The same up to what o_proj reads, [B, T, HV V].
+  at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
+  LayerParts parts() const { return delta_parts(weights, {weights.decay, weights.D}); }
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
 };
 

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/project.h"
 #include "mdn/ops/gated_delta_rule.h"
 
 namespace mdn::layers {
@@ -16,12 +15,24 @@ std::vector<StateField> GatedDeltaNetState::fields() {
   return all;
 }
 
-DeltaGates delta_gates(const GatedDeltaNetWeights& w, bool allow_neg_eigval, const at::Tensor& x) {
-  const auto type = gate_type(x);
-  const at::Tensor a = project(x, w.a_proj).to(type) + w.dt_bias.to(type);
-  const at::Tensor beta = project(x, w.b_proj).to(type).sigmoid();
+DeltaGates delta_gates(const GatedDeltaNetWeights& w, bool allow_neg_eigval, const Projected& x) {
+  const at::Tensor raw = x(w.a_proj);
+  const auto type = gate_type(raw);
+  const at::Tensor a = raw.to(type) + w.dt_bias.to(type);
+  const at::Tensor beta = x(w.b_proj).to(type).sigmoid();
   return {.alpha = (-w.A_log.to(type).exp() * at::softplus(a)).exp(),
           .beta = allow_neg_eigval ? 2 * beta : beta};
+}
+
+LayerParts delta_parts(const GatedDeltaNetWeights& w, std::vector<at::Tensor> others) {
+  const QkvWeights& qkv = w.qkv;
+  for (const at::Tensor& t :
+       {qkv.q_conv1d, qkv.k_conv1d, qkv.v_conv1d, w.A_log, w.dt_bias, w.output.o_norm}) {
+    others.push_back(t);
+  }
+  return {.in = present({qkv.q_proj, qkv.k_proj, qkv.v_proj, w.output.g_proj, w.a_proj, w.b_proj}),
+          .between = present(std::move(others)),
+          .out = w.output.o_proj};
 }
 
 at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
@@ -47,8 +58,7 @@ at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
   return o;
 }
 
-at::Tensor GatedDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
-                                     State* state) const {
+at::Tensor GatedDeltaNet::mix(const Projected& x, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "gated_deltanet: a carried state with packed sequences is not supported");
@@ -56,7 +66,7 @@ at::Tensor GatedDeltaNet::operator()(const at::Tensor& x, const Sequences& seque
   const DeltaGates gates = delta_gates(w, o.allow_neg_eigval, x);
   const at::Tensor out =
       run_gated_delta_rule(qkv, gates, std::nullopt, sequences, state ? &state->S : nullptr);
-  return gated_output(w.output, GateActivation::kSilu, o.norm_eps, out, x);
+  return gated_norm(w.output, ops::RmsNormGating::kSilu, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> GatedDeltaNet::state_shape(std::string_view field, int64_t B) const {

@@ -26,7 +26,11 @@ struct DeltaGates {
   at::Tensor alpha, beta;
 };
 DeltaGates delta_gates(const GatedDeltaNetWeights& weights, bool allow_neg_eigval,
-                       const at::Tensor& x);
+                       const Projected& x);
+
+/// The weights of this layer, and with `others` those of one that has more.
+LayerParts delta_parts(const GatedDeltaNetWeights& weights,
+                       std::vector<at::Tensor> others = {});
 
 /// The operator of a layer without momentum, with q and k normalised inside: over x's tokens, or
 /// one step in place when a state meets a single token. `pi` [B, T, HV]: absent: alpha.
@@ -40,7 +44,13 @@ struct GatedDeltaNet {
   GatedDeltaNetWeights weights;
 
   /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences and the state is advanced.
-  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+    return project(mix(x, sequences, state), weights.output.o_proj);
+  }
+
+  /// The same up to what o_proj reads, [B, T, HV V].
+  at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
+  LayerParts parts() const { return delta_parts(weights); }
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
 };
 

@@ -1,11 +1,12 @@
-// What follows the operator in a linear-attention layer: norm, gate, projection.
+// What follows the operator in a linear-attention layer: norm and gate, then the last projection.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-namespace mdn::layers {
+#include "mdn/layers/project.h"
+#include "mdn/ops/rms_norm.h"
 
-enum class GateActivation { kSigmoid, kSilu };
+namespace mdn::layers {
 
 /// Undefined tensors are parts the layer does not have: no gate, a full or a low-rank one.
 struct OutputWeights {
@@ -16,9 +17,9 @@ struct OutputWeights {
   at::Tensor o_proj;              // [D, HV V]
 };
 
-/// o_proj (RMSNorm_V(o) activation(g)); o [B, T, HV, V], the layer's input x [B, T, D]
-/// -> [B, T, D].
-at::Tensor gated_output(const OutputWeights& weights, GateActivation activation, double eps,
-                        const at::Tensor& o, const at::Tensor& x);
+/// RMSNorm_V(o), gated where the layer has a gate; o [B, T, HV, V], the layer's input x [B, T, D]
+/// -> [B, T, HV V], what o_proj reads.
+at::Tensor gated_norm(const OutputWeights& weights, ops::RmsNormGating gating, double eps,
+                      const at::Tensor& o, const Projected& x);
 
 }  // namespace mdn::layers

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/project.h"
 #include "mdn/ops/kimi_delta_rule.h"
 
 namespace mdn::layers {
@@ -33,23 +32,33 @@ at::Tensor run(const Qkv& qkv, const KimiGates& gates, const Sequences& sequence
 }  // namespace
 
 KimiGates kimi_gates(const KimiDeltaAttentionOptions& o, const KimiDeltaAttentionWeights& w,
-                     const at::Tensor& x) {
-  const auto type = gate_type(x);
-  const at::Tensor f = project(project(x, w.f_proj_0), w.f_proj_1).to(type) + w.dt_bias.to(type);
+                     const Projected& x) {
+  const at::Tensor raw = project(x(w.f_proj_0), w.f_proj_1);
+  const auto type = gate_type(raw);
+  const at::Tensor f = raw.to(type) + w.dt_bias.to(type);
   const at::Tensor rate = w.A_log.to(type).exp().unsqueeze(-1);  // [HV, 1]
-  const at::Tensor beta = project(x, w.b_proj).to(type).sigmoid();
+  const at::Tensor beta = x(w.b_proj).to(type).sigmoid();
   return {.alpha = (-rate * at::softplus(f).unflatten(-1, {o.num_value_heads, o.head_dim})).exp(),
           .beta = o.allow_neg_eigval ? 2 * beta : beta};
 }
 
-at::Tensor KimiDeltaAttention::operator()(const at::Tensor& x, const Sequences& sequences,
-                                          State* state) const {
+LayerParts KimiDeltaAttention::parts() const {
+  const auto& w = weights;
+  return {.in = {w.qkv.q_proj, w.qkv.k_proj, w.qkv.v_proj, w.f_proj_0, w.output.g_proj_0, w.b_proj},
+          .between = present({w.qkv.q_conv1d, w.qkv.k_conv1d, w.qkv.v_conv1d, w.f_proj_1, w.A_log,
+                              w.dt_bias, w.output.g_proj_1, w.output.g_proj_1_bias,
+                              w.output.o_norm}),
+          .out = w.output.o_proj};
+}
+
+at::Tensor KimiDeltaAttention::mix(const Projected& x, const Sequences& sequences,
+                                   State* state) const {
   const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "kimi_delta_attention: a carried state with packed sequences is not supported");
   const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   const at::Tensor out = run(qkv, kimi_gates(o, w, x), sequences, state ? &state->S : nullptr);
-  return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
+  return gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> KimiDeltaAttention::state_shape(std::string_view field, int64_t B) const {

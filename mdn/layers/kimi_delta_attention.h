@@ -23,7 +23,7 @@ struct KimiGates {
   at::Tensor alpha, beta;
 };
 KimiGates kimi_gates(const KimiDeltaAttentionOptions& options,
-                     const KimiDeltaAttentionWeights& weights, const at::Tensor& x);
+                     const KimiDeltaAttentionWeights& weights, const Projected& x);
 
 struct KimiDeltaAttention {
   using State = GatedDeltaNetState;
@@ -31,7 +31,13 @@ struct KimiDeltaAttention {
   KimiDeltaAttentionWeights weights;
 
   /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences and the state is advanced.
-  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+    return project(mix(x, sequences, state), weights.output.o_proj);
+  }
+
+  /// The same up to what o_proj reads, [B, T, HV V].
+  at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
+  LayerParts parts() const;
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
 };
 

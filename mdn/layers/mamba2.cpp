@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
-#include "mdn/layers/project.h"
 #include "mdn/layers/short_conv.h"
 #include "mdn/ops/gated_delta_rule.h"
 #include "mdn/ops/rms_norm.h"
@@ -11,14 +10,22 @@
 namespace mdn::layers {
 namespace {
 
-// RMSNorm over each group of channels, times the weight [E]. y [B, T, E].
-at::Tensor group_norm(const at::Tensor& y, const at::Tensor& weight, int64_t groups, double eps) {
+// RMSNorm over each group of channels, gated, times the weight [E]. y, z [B, T, E].
+at::Tensor group_norm(const at::Tensor& y, const at::Tensor& weight, int64_t groups, double eps,
+                      const at::Tensor& z, ops::RmsNormGating gating) {
   if (groups == 1) {
-    return ops::rms_norm(y, weight, eps);
+    return ops::rms_norm(y, weight, eps, z, gating);
   }
-  const at::Tensor split = y.unflatten(-1, {groups, -1});
-  const at::Tensor ones = at::ones({split.size(-1)}, y.options());
-  return ops::rms_norm(split, ones, eps).flatten(-2) * weight.to(y.scalar_type());
+  const auto split = [&](const at::Tensor& t) { return t.unflatten(-1, {groups, -1}); };
+  const at::Tensor ones = at::ones({weight.numel() / groups}, y.options());
+  return ops::rms_norm(split(y), ones, eps, split(z), gating).flatten(-2) *
+         weight.to(y.scalar_type());
+}
+
+// The columns of in_proj: z, x, B, C, dt.
+std::vector<int64_t> columns_of(const Mamba2Options& o) {
+  const int64_t E = o.inner(), group_states = o.num_groups * o.state_size;
+  return {E, E, group_states, group_states, o.num_heads};
 }
 
 }  // namespace
@@ -27,23 +34,41 @@ std::vector<StateField> Mamba2State::fields() {
   return {{"S", &S}, {"conv", &conv}};
 }
 
-at::Tensor Mamba2::operator()(const at::Tensor& input, const Sequences& sequences,
-                              State* state) const {
+LayerParts Mamba2::parts() const {
+  const auto& w = weights;
+  return {.in = {w.in_proj},
+          .columns = columns_of(options),
+          .between = present({w.dt_bias, w.A_log, w.D, w.conv1d, w.conv1d_bias, w.norm}),
+          .out = w.out_proj,
+          .biased = options.bias};
+}
+
+at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
   MDN_CHECK(!state || !sequences.packed(),
             "mamba2: a carried state with packed sequences is not supported");
-  const auto type = gate_type(input);
-  const int64_t batch = input.size(0), T = input.size(1), E = o.inner();
-  const auto parts = project(input, w.in_proj, w.in_proj_bias)
-                         .split_with_sizes({E, o.convolved(), o.num_heads}, -1);
-  const at::Tensor z = parts[0], dt_raw = parts[2];
-  const at::Tensor xBC =
-      short_conv(parts[1], w.conv1d, sequences, state ? &state->conv : nullptr, w.conv1d_bias);
-  const auto xBC_parts =
-      xBC.split_with_sizes({E, o.num_groups * o.state_size, o.num_groups * o.state_size}, -1);
-  const at::Tensor x = xBC_parts[0].unflatten(-1, {o.num_heads, o.head_dim});
-  const at::Tensor B = xBC_parts[1].unflatten(-1, {o.num_groups, o.state_size});
-  const at::Tensor C = xBC_parts[2].unflatten(-1, {o.num_groups, o.state_size});
+  const auto columns = columns_of(o);
+  const auto parts = input.split(w.in_proj, columns, w.in_proj_bias);
+  const at::Tensor z = parts[0], dt_raw = parts[4];
+  const int64_t batch = z.size(0), T = z.size(1);
+  const auto type = gate_type(z);
+  // x, B, C: convolved apart, so that each is contiguous, but for a state, which holds them together
+  const std::vector<int64_t> sizes(columns.begin() + 1, columns.begin() + 4);
+  std::vector<at::Tensor> xBC = {parts[1], parts[2], parts[3]};
+  if (state) {
+    xBC = short_conv(at::cat(xBC, -1), w.conv1d, sequences, &state->conv, w.conv1d_bias)
+              .split_with_sizes(sizes, -1);
+  } else {
+    const auto weight = w.conv1d.split_with_sizes(sizes);
+    const auto bias = w.conv1d_bias.defined() ? w.conv1d_bias.split_with_sizes(sizes)
+                                              : std::vector<at::Tensor>(sizes.size());
+    for (size_t i = 0; i < xBC.size(); ++i) {
+      xBC[i] = short_conv(xBC[i], weight[i], sequences, nullptr, bias[i]);
+    }
+  }
+  const at::Tensor x = xBC[0].unflatten(-1, {o.num_heads, o.head_dim});
+  const at::Tensor B = xBC[1].unflatten(-1, {o.num_groups, o.state_size});
+  const at::Tensor C = xBC[2].unflatten(-1, {o.num_groups, o.state_size});
 
   const at::Tensor dt =
       at::softplus(dt_raw.to(type) + w.dt_bias.to(type)).clamp(o.dt_limit_low, o.dt_limit_high);
@@ -70,16 +95,19 @@ at::Tensor Mamba2::operator()(const at::Tensor& input, const Sequences& sequence
     }
   }
 
-  y = (y.to(type) + w.D.to(type).unsqueeze(-1) * x.to(type)).flatten(-2);
-  const at::Tensor gate = at::silu(z.to(type));
-  if (!o.norm) {
-    y = y * gate;
-  } else if (o.norm_before_gate) {
-    y = group_norm(y, w.norm, o.num_groups, o.norm_eps) * gate;
-  } else {
-    y = group_norm(y * gate, w.norm, o.num_groups, o.norm_eps);
+  using ops::RmsNormGating;
+  if (o.norm && !o.norm_before_gate && o.num_groups == 1) {
+    const at::Tensor D = w.D.unsqueeze(-1).expand({o.num_heads, o.head_dim}).flatten();
+    return ops::rms_norm(y.flatten(-2), w.norm, o.norm_eps, z, RmsNormGating::kSiluFirst,
+                         x.flatten(-2), D);
   }
-  return project(y.to(input.scalar_type()), w.out_proj, w.out_proj_bias);
+  // y + D x
+  y = at::addcmul(y, w.D.to(x.scalar_type()).unsqueeze(-1), x).flatten(-2);
+  if (!o.norm) {
+    return y * at::silu(z);
+  }
+  return group_norm(y, w.norm, o.num_groups, o.norm_eps, z,
+                    o.norm_before_gate ? RmsNormGating::kSilu : RmsNormGating::kSiluFirst);
 }
 
 std::vector<int64_t> Mamba2::state_shape(std::string_view field, int64_t batch) const {

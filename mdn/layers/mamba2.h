@@ -40,7 +40,13 @@ struct Mamba2 {
   Mamba2Weights weights;
 
   /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences and the state is advanced.
-  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+    return project(mix(x, sequences, state), weights.out_proj, weights.out_proj_bias);
+  }
+
+  /// The same up to what out_proj reads, [B, T, E].
+  at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
+  LayerParts parts() const;
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
 };
 

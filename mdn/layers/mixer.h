@@ -16,7 +16,8 @@ namespace mdn::layers {
 /// - options and weights, plain data;
 /// - State: what its sequences carry, undefined tensors being a fresh start; its fields() are its
 ///   tensors by name;
-/// - operator()(x, sequences, State*): x [B, T, D] -> [B, T, D];
+/// - operator()(x, sequences, State*): x [B, T, D] -> [B, T, D]; some also in two halves, parts()
+///   and mix(), so that residual_mix need not keep what lies between;
 /// - state_shape(field, B): the shape of a state's tensor; empty: not there, -1: any size.
 using Mixer =
     std::variant<MomentumDeltaNet, Attention, GatedDeltaNet, Comba, KimiDeltaAttention, Mamba2>;

@@ -4,7 +4,6 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/gated_deltanet.h"
-#include "mdn/layers/project.h"
 #include "mdn/ops/general_momentum_delta_rule.h"
 #include "mdn/ops/momentum_delta_rule.h"
 
@@ -120,7 +119,8 @@ at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& se
   } else {
     out = run_momentum_rule(qkv, gates, coupling, sequences, state);
   }
-  return gated_output(w.output, GateActivation::kSigmoid, o.norm_eps, out, x);
+  return project(gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x),
+                 w.output.o_proj);
 }
 
 std::vector<int64_t> MomentumDeltaNet::state_shape(std::string_view field, int64_t B) const {

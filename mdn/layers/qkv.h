@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mdn/layers/options.h"
+#include "mdn/layers/project.h"
 #include "mdn/layers/sequences.h"
 
 namespace mdn::layers {
@@ -41,7 +42,7 @@ struct Qkv {
 
 /// silu(conv(W x)) for each of q, k, v, or silu(W x) without a convolution. x [B, T, D]. A state is
 /// read and advanced.
-Qkv query_key_value(const HeadOptions& options, const QkvWeights& weights, const at::Tensor& x,
+Qkv query_key_value(const HeadOptions& options, const QkvWeights& weights, const Projected& x,
                     const Sequences& sequences, ConvStates* state);
 
 }  // namespace mdn::layers

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "mdn/ops/residual_mixer.h"
 #include "mdn/ops/residual_mlp.h"
 #include "mdn/ops/residual_momentum_deltanet.h"
 #include "mdn/ops/rms_norm.h"
@@ -46,10 +47,43 @@ ops::ResidualMomentumDeltaNetOptions block_options(const MomentumDeltaNetOptions
 
 }  // namespace
 
+std::optional<at::Tensor> recomputed_residual_mix(const Mixer& mixer, const at::Tensor& norm,
+                                                  double eps, const at::Tensor& x,
+                                                  at::ScalarType type, const Sequences& sequences) {
+  return std::visit(
+      [&]<class M>(const M& m) -> std::optional<at::Tensor> {
+        if constexpr (requires { m.parts(); }) {
+          LayerParts parts = m.parts();
+          if (parts.biased) {
+            return std::nullopt;
+          }
+          if (parts.columns.empty()) {
+            for (const at::Tensor& weight : parts.in) {
+              parts.columns.push_back(weight.size(0));
+            }
+          }
+          return ops::residual_mixer(
+              x, {.norm = norm,
+                  .eps = eps,
+                  .type = type,
+                  .in = parts.in,
+                  .between = parts.between,
+                  .columns = parts.columns,
+                  .out = parts.out,
+                  .mix = [m, sequences, in = parts.in](const std::vector<at::Tensor>& projected) {
+                    return m.mix(Projected(in, projected), sequences, nullptr);
+                  }});
+        } else {
+          return std::nullopt;
+        }
+      },
+      mixer);
+}
+
 at::Tensor residual_mix(const Mixer& mixer, const at::Tensor& norm, double eps, const at::Tensor& x,
-                        const Sequences& sequences, MixerState* state) {
+                        at::ScalarType type, const Sequences& sequences, MixerState* state) {
   const auto* momentum = std::get_if<MomentumDeltaNet>(&mixer);
-  if (momentum && !state && eps == momentum->options.norm_eps &&
+  if (momentum && !state && x.scalar_type() == type && eps == momentum->options.norm_eps &&
       momentum->options.published_rule()) {
     const auto weights = block_weights(momentum->weights, norm);
     const auto options = block_options(momentum->options);
@@ -57,7 +91,12 @@ at::Tensor residual_mix(const Mixer& mixer, const at::Tensor& norm, double eps, 
       return ops::residual_momentum_deltanet(x, weights, options, sequences.cu_seqlens());
     }
   }
-  return x + mix(mixer, ops::rms_norm(x, norm, eps), sequences, state);
+  if (x.is_cuda() && !state) {
+    if (auto y = recomputed_residual_mix(mixer, norm, eps, x, type, sequences)) {
+      return *y;
+    }
+  }
+  return x + mix(mixer, ops::rms_norm(x, norm, eps).to(type), sequences, state);
 }
 
 at::Tensor residual_mlp(const MlpWeights& w, const at::Tensor& norm, double eps,

@@ -10,10 +10,9 @@ namespace mdn::layers {
 at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Sequences& sequences,
                       at::Tensor* state, const at::Tensor& bias) {
   const int64_t T = x.size(1), past = weight.size(2) - 1;
-  const at::Tensor taps = weight.to(x.scalar_type());
-  const auto offset = bias.defined() ? std::optional(bias.to(x.scalar_type())) : std::nullopt;
+  const auto offset = bias.defined() ? std::optional(bias) : std::nullopt;
   if (!state) {
-    return ops::short_conv(x, taps, sequences.cu_seqlens(), offset);
+    return ops::short_conv(x, weight, sequences.cu_seqlens(), offset);
   }
   MDN_CHECK(!sequences.packed(),
             "short_conv: a carried state with packed sequences is not supported");
@@ -22,7 +21,7 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Seque
   const at::Tensor all = at::cat({before, x}, 1);  // [B, W-1 + T, C]
   *state = all.narrow(1, T, past).contiguous();
   // Outputs of the carried tokens are computed again and dropped: there are W-1 of them.
-  return ops::short_conv(all, taps, std::nullopt, offset).narrow(1, past, T).contiguous();
+  return ops::short_conv(all, weight, std::nullopt, offset).narrow(1, past, T).contiguous();
 }
 
 }  // namespace mdn::layers

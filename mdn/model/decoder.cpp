@@ -35,12 +35,8 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
       observe(i, x);
     }
     layers::MixerState* carried = state ? &state->layers[i] : nullptr;
-    if (config_.residual_in_fp32) {
-      x = x + layers::mix(block.mixer, normed(block.attn_norm), sequences, carried);
-    } else {
-      x = layers::residual_mix(block.mixer, block.attn_norm, config_.norm_eps, x, sequences,
-                               carried);
-    }
+    x = layers::residual_mix(block.mixer, block.attn_norm, config_.norm_eps, x, compute_type_,
+                             sequences, carried);
     if (block.mlp_norm.defined()) {
       x = layers::residual_mlp(block.mlp, block.mlp_norm, config_.norm_eps, x);
     }

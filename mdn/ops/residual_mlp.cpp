@@ -32,7 +32,7 @@ class FusedResidualMlp : public torch::autograd::Function<FusedResidualMlp> {
     const at::Tensor pack = pack_rows({weights[1], weights[2]}, type);
     const at::Tensor down = pack_rows({weights[3]}, type);
     // [rows, 2 I]: gate(n), up(n)
-    const at::Tensor inner = at::mm(rms_norm_rows(x, norm, eps), pack.t());
+    const at::Tensor inner = at::mm(rms_norm_rows(x, norm, eps, type), pack.t());
     at::Tensor y = at::empty({rows, I}, x.options());
     kernels::cuda::swiglu_forward({.rows = rows,
                                    .columns = I,

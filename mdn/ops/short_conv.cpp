@@ -20,73 +20,95 @@ kernels::ShortConvProblem problem_of(const at::Tensor& x, const at::Tensor& weig
   return p;
 }
 
-at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& cu_seqlens) {
+// x as the forward pass kept it: columns of wider rows, or contiguous.
+int64_t stride_of(const at::Tensor& x) {
+  return row_stride(x, x.size(2)).value_or(x.size(2));
+}
+
+at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                   const at::Tensor& cu_seqlens) {
   const auto p = problem_of(x, weight, cu_seqlens);
-  at::Tensor y = at::empty_like(x);
-  if (x.is_cuda()) {
-    const DeviceScope device(x);
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  if (y.is_cuda()) {
+    const DeviceScope device(y);
     kernels::cuda::short_conv_forward({.problem = p,
-                                       .dtype = dtype_of("short_conv", x.scalar_type()),
+                                       .dtype = dtype_of("short_conv", y.scalar_type()),
                                        .x = data(x),
-                                       .x_stride = p.C,
-                                       .weight = weight.const_data_ptr<float>(),
+                                       .x_stride = stride_of(x),
+                                       .weight = floats(weight),
+                                       .bias = floats(bias),
                                        .y = y.data_ptr(),
                                        .correction = {}},
                                       device.stream());
   } else {
-    const at::Tensor workspace = workspace_like(x, kernels::cpu::short_conv_workspace(p));
-    kernels::cpu::short_conv_forward(p, x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+    const at::Tensor workspace = workspace_like(y, kernels::cpu::short_conv_workspace(p));
+    kernels::cpu::short_conv_forward(p, floats(x), floats(weight), floats(bias),
                                      y.mutable_data_ptr<float>(), workspace.data_ptr());
   }
   return y;
 }
 
-std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& x, const at::Tensor& weight,
-                                           const at::Tensor& cu_seqlens, const at::Tensor& d_y) {
+struct ShortConvGradients {
+  at::Tensor d_x, d_weight, d_bias;
+};
+
+ShortConvGradients backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                   const at::Tensor& cu_seqlens, const at::Tensor& d_y) {
   const auto p = problem_of(x, weight, cu_seqlens);
-  at::Tensor d_x = at::empty_like(x), d_weight = at::empty_like(weight);
-  if (x.is_cuda()) {
-    const DeviceScope device(x);
-    const at::Tensor workspace = workspace_like(x, kernels::cuda::short_conv_backward_workspace(p));
+  ShortConvGradients d{gradient_of(x), at::empty_like(weight),
+              bias.defined() ? at::empty_like(bias) : at::Tensor()};
+  float* d_bias = bias.defined() ? d.d_bias.mutable_data_ptr<float>() : nullptr;
+  if (d_y.is_cuda()) {
+    const DeviceScope device(d_y);
+    const at::Tensor workspace =
+        workspace_like(d_y, kernels::cuda::short_conv_backward_workspace(p));
     kernels::cuda::short_conv_backward({.problem = p,
-                                        .dtype = dtype_of("short_conv", x.scalar_type()),
+                                        .dtype = dtype_of("short_conv", d_y.scalar_type()),
                                         .x = data(x),
-                                        .x_stride = p.C,
-                                        .weight = weight.const_data_ptr<float>(),
+                                        .x_stride = stride_of(x),
+                                        .weight = floats(weight),
+                                        .bias = floats(bias),
                                         .d_y = data(d_y),
-                                        .d_x = d_x.data_ptr(),
-                                        .d_x_stride = p.C,
-                                        .d_weight = d_weight.mutable_data_ptr<float>(),
+                                        .d_x = d.d_x.data_ptr(),
+                                        .d_x_stride = stride_of(d.d_x),
+                                        .d_weight = d.d_weight.mutable_data_ptr<float>(),
+                                        .d_bias = d_bias,
                                         .correction = {},
                                         .d_log_scale = nullptr,
                                         .workspace = workspace.data_ptr()},
                                        device.stream());
   } else {
-    const at::Tensor workspace = workspace_like(x, kernels::cpu::short_conv_workspace(p));
-    kernels::cpu::short_conv_backward(p, x.const_data_ptr<float>(), weight.const_data_ptr<float>(),
-                                      d_y.const_data_ptr<float>(), d_x.mutable_data_ptr<float>(),
-                                      d_weight.mutable_data_ptr<float>(), workspace.data_ptr());
+    const at::Tensor workspace = workspace_like(d_y, kernels::cpu::short_conv_workspace(p));
+    kernels::cpu::short_conv_backward(p, floats(x), floats(weight), floats(bias), floats(d_y),
+                                      d.d_x.mutable_data_ptr<float>(),
+                                      d.d_weight.mutable_data_ptr<float>(), d_bias,
+                                      workspace.data_ptr());
   }
-  return {d_x, d_weight};
+  return d;
 }
 
 class FusedShortConv : public torch::autograd::Function<FusedShortConv> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in,
                             const at::Tensor& weight_in,
-                            const std::optional<at::Tensor>& cu_seqlens_in) {
-    const at::Tensor x = x_in.contiguous(), weight = weight_in.to(at::kFloat).contiguous();
-    const at::Tensor cu_seqlens = cu_seqlens_in ? cu_seqlens_in->to(x.device()) : at::Tensor();
-    ctx->save_for_backward({x, weight, cu_seqlens});
-    ctx->saved_data["weight_type"] = weight_in.scalar_type();
-    return ops::forward(x, weight, cu_seqlens);
+                            const std::optional<at::Tensor>& cu_seqlens_in,
+                            const std::optional<at::Tensor>& bias_in) {
+    const auto wide = [](const at::Tensor& t) { return t.to(at::kFloat).contiguous(); };
+    const at::Tensor x = row_stride(x_in, x_in.size(2)) ? x_in : x_in.contiguous();
+    const at::Tensor weight = wide(weight_in), bias = bias_in ? wide(*bias_in) : at::Tensor();
+    const at::Tensor cu_seqlens = cu_seqlens_in ? cu_seqlens_in->to(x_in.device()) : at::Tensor();
+    ctx->save_for_backward({x, weight, bias, cu_seqlens});
+    ctx->saved_data["type"] = weight_in.scalar_type();
+    return ops::forward(x, weight, bias, cu_seqlens);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     check_first_order("short_conv");
     const auto saved = ctx->get_saved_variables();
-    const auto [d_x, d_weight] = ops::backward(saved[0], saved[1], saved[2], grads[0].contiguous());
-    return {d_x, d_weight.to(ctx->saved_data["weight_type"].toScalarType()), at::Tensor()};
+    const ShortConvGradients d = ops::backward(saved[0], saved[1], saved[2], saved[3], grads[0].contiguous());
+    const auto type = ctx->saved_data["type"].toScalarType();
+    return {d.d_x, d.d_weight.to(type), at::Tensor(),
+            d.d_bias.defined() ? d.d_bias.to(type) : at::Tensor()};
   }
 };
 
@@ -95,7 +117,7 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias) {
   const int64_t T = x.size(1), W = weight.size(-1);
   const at::Tensor padded = at::constant_pad_nd(x, {0, 0, W - 1, 0});  // [B, W-1 + T, C]
-  const at::Tensor taps = weight.squeeze(1).t();                       // [W, C]
+  const at::Tensor taps = weight.to(x.scalar_type()).squeeze(1).t();   // [W, C]
   at::Tensor position;  // of each token in its sequence, [1, T, 1]
   if (cu_seqlens) {
     const at::Tensor starts = cu_seqlens->narrow(0, 0, cu_seqlens->numel() - 1);
@@ -104,7 +126,7 @@ at::Tensor composite(const at::Tensor& x, const at::Tensor& weight,
                    .view({1, T, 1})
                    .to(x.device());
   }
-  at::Tensor a = bias.value_or(at::Tensor());
+  at::Tensor a = bias ? bias->to(x.scalar_type()) : at::Tensor();
   for (int64_t w = 0; w < W; ++w) {
     const int64_t back = W - 1 - w;
     at::Tensor term = padded.narrow(1, w, T) * taps[w];
@@ -125,8 +147,8 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
   MDN_CHECK(x.dim() == 3 && x.numel() > 0, "{}: x must be [B, T, C], got {}", kOp, shape_text(x));
   MDN_CHECK(weight.dim() == 3, "{}: weight must be [C, 1, W], got {}", kOp, shape_text(weight));
   const TensorCheck check{kOp, x.device()};
-  check(weight, "weight", {x.size(2), 1, weight.size(2)}, x.scalar_type());
-  check(bias, "bias", {x.size(2)}, x.scalar_type());
+  check(weight, "weight", {x.size(2), 1, weight.size(2)}, weight.scalar_type());
+  check(bias, "bias", {x.size(2)}, weight.scalar_type());
   const auto bounds =
       cu_seqlens ? std::optional(check_cu_seqlens(kOp, *cu_seqlens, x.size(0), x.size(1), at::kCPU))
                  : std::nullopt;
@@ -134,8 +156,7 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
       use_cpu_kernel(x) ||
       (use_cuda_kernel(x) &&
        kernels::cuda::short_conv_unsupported({.C = x.size(2), .W = weight.size(2)}).empty());
-  return kernel && !bias ? FusedShortConv::apply(x, weight, bounds)
-                         : composite(x, weight, bounds, bias);
+  return kernel ? FusedShortConv::apply(x, weight, bounds, bias) : composite(x, weight, bounds, bias);
 }
 
 }  // namespace mdn::ops

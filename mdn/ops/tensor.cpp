@@ -1,6 +1,7 @@
 #include "mdn/ops/tensor.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/as_strided.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -63,6 +64,49 @@ at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_
               cu[n], n + 1, cu[n + 1]);
   }
   return device.is_cpu() ? host : cu_seqlens.to(device).contiguous();
+}
+
+std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last) {
+  constexpr int64_t kAlignment = 16;
+  const auto element = static_cast<int64_t>(x.element_size());
+  int64_t inner = 1, d = x.dim() - 1;
+  bool lies = x.is_cuda();
+  for (; d >= 0 && inner < last; --d) {
+    lies = lies && (x.stride(d) == inner || x.size(d) == 1);
+    inner *= x.size(d);
+  }
+  const int64_t stride = d >= 0 ? x.stride(d) : last;
+  for (int64_t rows = stride; d >= 0; --d) {
+    lies = lies && (x.stride(d) == rows || x.size(d) == 1);
+    rows *= x.size(d);
+  }
+  lies = lies && inner == last && stride >= last && stride * element % kAlignment == 0 &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kAlignment == 0;
+  return lies ? std::optional(stride) : std::nullopt;
+}
+
+namespace {
+
+struct ColumnsPair {
+  at::Tensor x, d_x;
+};
+thread_local ColumnsPair gradient_columns;
+
+}  // namespace
+
+GradientColumns::GradientColumns(const at::Tensor& x, const at::Tensor& d_x) {
+  gradient_columns = {x, d_x};
+}
+GradientColumns::~GradientColumns() {
+  gradient_columns = {};
+}
+
+at::Tensor gradient_of(const at::Tensor& x) {
+  const auto& [all, d_all] = gradient_columns;
+  if (all.defined() && x.is_alias_of(all)) {
+    return d_all.as_strided(x.sizes(), x.strides(), x.storage_offset());
+  }
+  return at::empty(x.sizes(), x.options());
 }
 
 void check_first_order(const char* op) {

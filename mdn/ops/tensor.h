@@ -26,6 +26,11 @@ inline const void* data(const std::optional<at::Tensor>& x) {
   return x ? x->const_data_ptr() : nullptr;
 }
 
+/// The numbers of a float32 tensor; null for an undefined one.
+inline const float* floats(const at::Tensor& x) {
+  return x.defined() ? x.const_data_ptr<float>() : nullptr;
+}
+
 inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
   return x ? std::optional(x->contiguous()) : std::nullopt;
 }
@@ -60,6 +65,26 @@ inline bool use_cuda_kernel(const at::Tensor& x) {
   const at::ScalarType type = x.scalar_type();
   return x.is_cuda() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
 }
+
+/// Elements from row to row of x read as rows of `last` elements (the product of its last sizes),
+/// where a CUDA kernel can read them as they lie: columns of wider rows that all start on multiples
+/// of 16 bytes. Else nothing, and the kernel needs a contiguous copy.
+std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last);
+
+/// While it lives, what gradient_of gives for columns of `x` are the same columns of `d_x`: the
+/// kernels' gradients need no copying together. No column may be read by two such operators. For one
+/// thread.
+class GradientColumns {
+ public:
+  GradientColumns(const at::Tensor& x, const at::Tensor& d_x);
+  ~GradientColumns();
+  GradientColumns(const GradientColumns&) = delete;
+  GradientColumns& operator=(const GradientColumns&) = delete;
+};
+
+/// Memory for the gradient of x, which a kernel can write at row_stride(x, ...): contiguous, or
+/// columns as above.
+at::Tensor gradient_of(const at::Tensor& x);
 
 /// Memory for a kernel, on x's device.
 inline at::Tensor workspace_like(const at::Tensor& x, size_t bytes) {

@@ -155,6 +155,7 @@ const std::vector<ConfigKey>& config_keys() {
        0,
        {"float32", "bfloat16", "float64"}},
       {"threads", &C::threads, "CPU threads; 0: all", 0, 4096},
+      {"deterministic", &C::deterministic, "the same bits in every run with attention on a GPU"},
       {"eval_every", &C::eval_every, "steps between held-out losses; 0: never", 0, kCount},
       {"eval_tokens", &C::eval_tokens, "tokens of one; 0: the whole split", 0, kCount},
       {"final_eval_tokens", &C::final_eval_tokens, "tokens of the last one; 0: whole", 0, kCount},

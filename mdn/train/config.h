@@ -46,6 +46,7 @@ struct TrainConfig {
   std::string device = "cpu";
   std::string dtype = "float32";
   int64_t threads = 0;
+  bool deterministic = false;
 
   int64_t eval_every = 100;
   int64_t eval_tokens = 65536;

@@ -12,6 +12,7 @@
 #include "mdn/core/error.h"
 #include "mdn/io/file.h"
 #include "mdn/io/json.h"
+#include "mdn/layers/attention.h"
 
 namespace mdn::train {
 namespace {
@@ -40,6 +41,7 @@ model::Decoder make_decoder(const TrainConfig& config, int64_t data_vocabulary) 
   if (config.threads > 0) {
     at::set_num_threads(static_cast<int>(config.threads));
   }
+  layers::set_deterministic_attention(config.deterministic);
   model::Config shape = model::parse_config(config.model, "model");
   MDN_CHECK(shape.vocab_size >= data_vocabulary,
             "the model's vocab_size is {}, but the data's tokenizer has {} tokens",

@@ -118,7 +118,7 @@ TEST(ShortConvStep, EqualsTheWholeConvolution) {
       void* aligned = workspace.data();
       size_t space = workspace.size();
       std::align(64, workspace.size() - 64, aligned, space);
-      cpu::short_conv_forward(problem, x.data(), weight.data(), want.data(), aligned);
+      cpu::short_conv_forward(problem, x.data(), weight.data(), nullptr, want.data(), aligned);
 
       cpu::short_conv_taps(C, W, weight.data(), taps.data());
       std::vector<float> state(static_cast<size_t>(kB * (W - 1) * C), 0.0f);

@@ -1,9 +1,11 @@
 // The decoder on a GPU, with its fused blocks, against the same decoder in float64 on the CPU,
 // where every block is ATen's operations: loss and every gradient. Skipped where there is no GPU.
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "mdn/layers/attention.h"
 #include "mdn/model/decoder.h"
 #include "mdn/model/verify.h"
 
@@ -68,27 +70,85 @@ TEST_P(CudaDecoder, PackedSequencesAgreeWithFloat64) {
 
 INSTANTIATE_TEST_SUITE_P(Families, CudaDecoder,
                          testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora",
-                                                          "mdn_hybrid"),
+                                                          "mdn_hybrid", "gdn", "comba", "kda", "mamba2"),
                                           testing::Values(at::kFloat, at::kBFloat16)),
                          [](const testing::TestParamInfo<CudaDecoder::ParamType>& info) {
                            return std::string(std::get<0>(info.param)) + "_" +
                                   c10::toString(std::get<1>(info.param));
                          });
 
-TEST(CudaDecoder, SameBitsEveryTime) {
-  if (!at::hasCUDA()) {
-    GTEST_SKIP() << "no GPU";
-  }
-  const Config config = read_config(MDN_TEST_DATA "/goldens/mdn");
+void expect_same_bits(const Config& config, at::ScalarType type) {
   const at::Tensor ids = (at::arange(4 * 257, at::kLong) * 37 % 101).view({4, 257});
-  const Results first = run(config, at::kFloat, at::kBFloat16, at::kCUDA, ids, {});
+  const Results first = run(config, at::kFloat, type, at::kCUDA, ids, {});
   for (int again = 0; again < 3; ++again) {
-    const Results second = run(config, at::kFloat, at::kBFloat16, at::kCUDA, ids, {});
+    const Results second = run(config, at::kFloat, type, at::kCUDA, ids, {});
     EXPECT_EQ(first.loss, second.loss);
     for (size_t i = 0; i < first.gradients.size(); ++i) {
       EXPECT_TRUE(at::equal(first.gradients[i], second.gradients[i])) << i;
     }
   }
+}
+
+TEST(CudaDecoder, SameBitsEveryTime) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  for (const char* name : {"mdn", "gdn", "comba", "kda", "mamba2"}) {
+    SCOPED_TRACE(name);
+    expect_same_bits(read_config(std::string(MDN_TEST_DATA "/goldens/") + name), at::kBFloat16);
+  }
+}
+
+// Loss and weights after three steps of gradient descent, twice.
+void expect_same_training(const Config& config, at::ScalarType type) {
+  const at::Tensor ids = (at::arange(4 * 1025, at::kLong) * 37 % 101).view({4, 1025}).to(at::kCUDA);
+  std::vector<at::Tensor> weights[2];
+  for (auto& trained : weights) {
+    Parameters parameters = Parameters::initialise(config, 3, at::kFloat, at::kCUDA);
+    parameters.set_requires_grad(true);
+    const Decoder decoder(config, std::move(parameters), type);
+    for (const Parameter& p : decoder.parameters().entries()) {
+      trained.push_back(p.value);
+    }
+    for (int step = 0; step < 3; ++step) {
+      const auto d = torch::autograd::grad(
+          {decoder.loss(ids.narrow(1, 0, 1024), ids.narrow(1, 1, 1024))}, trained);
+      const at::NoGradGuard no_grad;
+      for (size_t i = 0; i < d.size(); ++i) {
+        trained[i].sub_(d[i], 0.1);
+      }
+    }
+  }
+  for (size_t i = 0; i < weights[0].size(); ++i) {
+    EXPECT_TRUE(at::equal(weights[0][i], weights[1][i])) << i;
+  }
+}
+
+TEST(CudaDecoder, AttentionHasTheSameBitsWhenAsked) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  layers::set_deterministic_attention(true);
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    for (const char* name : {"mdn_hybrid", "transformer"}) {
+      SCOPED_TRACE(fmt::format("{} {}", name, c10::toString(type)));
+      expect_same_training(read_config(std::string(MDN_TEST_DATA "/goldens/") + name), type);
+    }
+    Config windowed = read_config(MDN_TEST_DATA "/goldens/mdn_hybrid");
+    windowed.attention.window_size = 100;
+    SCOPED_TRACE("a window");
+    expect_same_training(windowed, type);
+  }
+  layers::set_deterministic_attention(false);
+}
+
+TEST(CudaDecoder, DeterministicAttentionAgreesWithFloat64) {
+  layers::set_deterministic_attention(true);
+  const Config config = read_config(MDN_TEST_DATA "/goldens/mdn_hybrid");
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    compare(config, (at::arange(2 * 131, at::kLong) * 37 % 101).view({2, 131}), {}, type);
+  }
+  layers::set_deterministic_attention(false);
 }
 
 }  // namespace

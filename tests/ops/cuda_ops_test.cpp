@@ -109,24 +109,71 @@ TEST_P(CudaOps, ShortConvMatchesATen) {
   }
 }
 
+TEST(CudaShortConv, ABiasIsAddedBeforeTheSilu) {
+  for (const int64_t C : {8, 96, 1032}) {
+    for (const int64_t T : {1, 3, 33, 300}) {
+      SCOPED_TRACE(fmt::format("C {} T {}", C, T));
+      compare(
+          {random({3, T, C}), random({C, 1, 4}), random({C})},
+          [](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], std::nullopt, x[2])}; },
+          3 * T);
+    }
+  }
+}
+
 TEST(CudaShortConv, PackedSequencesStartAfresh) {
   const at::Tensor cu =
       at::tensor(std::vector<int64_t>{0, 0, 1, 3, 3, 34, 35, 130, 131, 300, 300}, at::kLong);
   compare(
       {random({1, 300, 24}), random({24, 1, 4})},
       [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu)}; }, 300);
+  compare(
+      {random({1, 300, 24}), random({24, 1, 4}), random({24})},
+      [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu, x[2])}; }, 300);
+}
+
+// Columns of wider rows, read where they lie; aligned to 16 bytes or not.
+TEST(CudaColumns, AreReadWhereTheyLie) {
+  for (const int64_t first : {0, 8, 4, 1}) {
+    SCOPED_TRACE(first);
+    compare(
+        {random({2, 70, 200}), random({64, 1, 4})},
+        [&](const Tensors& x) -> Tensors {
+          return {short_conv(x[0].narrow(2, first, 64), x[1], std::nullopt)};
+        },
+        140);
+    compare(
+        {random({2, 70, 200}), random({2, 70, 4, 16}), random({16})},
+        [&](const Tensors& x) -> Tensors {
+          const at::Tensor gate = x[0].narrow(2, first, 64);
+          return {rms_norm(x[1], x[2], 1e-6, gate.unflatten(2, {4, 16})),
+                  rms_norm(x[1].flatten(2), at::ones({64}, x[2].options()), 1e-6, gate,
+                           RmsNormGating::kSiluFirst)};
+        },
+        1000);
+  }
 }
 
 TEST_P(CudaOps, RmsNormMatchesATen) {
-  for (const int64_t D : pick<int64_t>({8, 64, 104, 256, 512, 1024, 2048}, {64, 104, 1024})) {
+  for (const int64_t D : pick<int64_t>({8, 64, 104, 256, 512, 1024, 2048, 4096}, {64, 104, 1024})) {
     for (const int64_t rows : pick<int64_t>({1, 7, 129, 5000}, {1, 7})) {
       SCOPED_TRACE(fmt::format("D {} rows {}", D, rows));
       compare(
           {random({rows, D}), random({D})},
           [](const Tensors& x) -> Tensors { return {rms_norm(x[0], x[1], 1e-6)}; }, rows + D);
+      for (const auto gating :
+           {RmsNormGating::kSigmoid, RmsNormGating::kSilu, RmsNormGating::kSiluFirst}) {
+        compare(
+            {random({rows, D}), random({D}), random({rows, D}, 4)},
+            [&](const Tensors& x) -> Tensors { return {rms_norm(x[0], x[1], 1e-6, x[2], gating)}; },
+            rows + D);
+      }
       compare(
-          {random({rows, D}), random({D}), random({rows, D}, 4)},
-          [](const Tensors& x) -> Tensors { return {rms_norm(x[0], x[1], 1e-6, x[2])}; }, rows + D);
+          {random({rows, D}), random({D}), random({rows, D}, 4), random({rows, D}), random({D})},
+          [](const Tensors& x) -> Tensors {
+            return {rms_norm(x[0], x[1], 1e-6, x[2], RmsNormGating::kSiluFirst, x[3], x[4])};
+          },
+          rows + D);
     }
   }
 }

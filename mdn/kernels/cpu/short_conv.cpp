@@ -15,22 +15,26 @@ HWY_BEFORE_NAMESPACE();
 namespace mdn::kernels::cpu {
 namespace HWY_NAMESPACE {
 
-// a = sum_back taps[back] x[-back] for one vector of channels; `reach` is how many tokens before
-// this one may be seen. taps [W, C], the current token's first; x points at the current token.
+// a = bias + sum_back taps[back] x[-back] for one vector of channels; `reach` is how many tokens
+// before this one may be seen. taps [W, C], the current token's first; x points at the current token.
 template <class D>
-HWY_INLINE auto convolve(D d, const float* x, const float* taps, int64_t C, int64_t reach,
-                         int64_t c) {
+HWY_INLINE auto convolve(D d, const float* x, const float* taps, const float* bias, int64_t C,
+                         int64_t reach, int64_t c) {
   auto a = hn::Mul(hn::LoadU(d, taps + c), hn::LoadU(d, x + c));
+  if (bias) {
+    a = hn::Add(a, hn::LoadU(d, bias + c));
+  }
   for (int64_t back = 1; back <= reach; ++back) {
     a = hn::MulAdd(hn::LoadU(d, taps + back * C + c), hn::LoadU(d, x - back * C + c), a);
   }
   return a;
 }
 
-void short_conv_row(int64_t C, int64_t reach, const float* x, const float* taps, float* y) {
+void short_conv_row(int64_t C, int64_t reach, const float* x, const float* taps, const float* bias,
+                    float* y) {
   // y = silu(a)
   for_each_vector(C, [&](auto d, int64_t c) HWY_ATTR {
-    const auto a = convolve(d, x, taps, C, reach, c);
+    const auto a = convolve(d, x, taps, bias, C, reach, c);
     hn::StoreU(hn::Mul(a, sigmoid(d, a)), d, y + c);
   });
 }
@@ -54,9 +58,9 @@ void short_conv_step_row(int64_t C, int64_t W, const float* x, const float* taps
 
 // d_a = d_y s (1 + a (1 - s)), s = sigmoid(a)
 void short_conv_slope_row(int64_t C, int64_t reach, const float* x, const float* taps,
-                          const float* d_y, float* d_a) {
+                          const float* bias, const float* d_y, float* d_a) {
   for_each_vector(C, [&](auto d, int64_t c) HWY_ATTR {
-    const auto a = convolve(d, x, taps, C, reach, c);
+    const auto a = convolve(d, x, taps, bias, C, reach, c);
     const auto s = sigmoid(d, a), one = hn::Set(d, 1.0f);
     const auto slope = hn::Mul(s, hn::MulAdd(a, hn::Sub(one, s), one));
     hn::StoreU(hn::Mul(hn::LoadU(d, d_y + c), slope), d, d_a + c);
@@ -75,11 +79,14 @@ void short_conv_input_row(int64_t C, int64_t reach, const float* d_a, const floa
   });
 }
 
-// d_taps[back] += d_a[t] x[t - back]
-void short_conv_taps_row(int64_t C, int64_t reach, const float* x, const float* d_a,
-                         float* d_taps) {
+// d_taps[back] += d_a[t] x[t - back];  d_bias += d_a[t], unless null
+void short_conv_taps_row(int64_t C, int64_t reach, const float* x, const float* d_a, float* d_taps,
+                         float* d_bias) {
   for_each_vector(C, [&](auto d, int64_t c) HWY_ATTR {
     const auto g = hn::LoadU(d, d_a + c);
+    if (d_bias) {
+      hn::StoreU(hn::Add(hn::LoadU(d, d_bias + c), g), d, d_bias + c);
+    }
     for (int64_t back = 0; back <= reach; ++back) {
       float* to = d_taps + back * C + c;
       hn::StoreU(hn::MulAdd(g, hn::LoadU(d, x - back * C + c), hn::LoadU(d, to)), d, to);
@@ -157,14 +164,14 @@ void short_conv_step(int64_t B, int64_t C, int64_t W, const float* x, const floa
 }
 
 size_t short_conv_workspace(const ShortConvProblem& p) {
-  const int64_t taps = p.W * p.C;
+  const int64_t taps = p.W * p.C, sums = (p.W + 1) * p.C;
   const int64_t halo_rows = (kBlock + p.W - 1) * p.C;
-  return static_cast<size_t>(taps + blocks_of(p) * taps + num_threads() * halo_rows) *
+  return static_cast<size_t>(taps + blocks_of(p) * sums + num_threads() * halo_rows) *
          sizeof(float);
 }
 
-void short_conv_forward(const ShortConvProblem& p, const float* x, const float* weight, float* y,
-                        void* workspace) {
+void short_conv_forward(const ShortConvProblem& p, const float* x, const float* weight,
+                        const float* bias, float* y, void* workspace) {
   float* taps = static_cast<float*>(workspace);
   short_conv_taps(p.C, p.W, weight, taps);
   const int64_t rows = p.B * p.T;
@@ -174,23 +181,26 @@ void short_conv_forward(const ShortConvProblem& p, const float* x, const float* 
     for (int64_t row = first; row < last; ++row) {
       sequence.move(row);
       const int64_t reach = std::min(p.W - 1, row - sequence.begin());
-      HWY_DYNAMIC_DISPATCH(short_conv_row)(p.C, reach, x + row * p.C, taps, y + row * p.C);
+      HWY_DYNAMIC_DISPATCH(short_conv_row)(p.C, reach, x + row * p.C, taps, bias, y + row * p.C);
     }
   });
 }
 
 void short_conv_backward(const ShortConvProblem& p, const float* x, const float* weight,
-                         const float* d_y, float* d_x, float* d_weight, void* workspace) {
+                         const float* bias, const float* d_y, float* d_x, float* d_weight,
+                         float* d_bias, void* workspace) {
   float* taps = static_cast<float*>(workspace);
-  float* partial = taps + p.W * p.C;                   // [blocks, W, C]
-  float* slopes = partial + blocks_of(p) * p.W * p.C;  // [threads, kBlock + W-1, C]
+  const int64_t sums = (p.W + 1) * p.C;
+  float* partial = taps + p.W * p.C;              // [blocks, W + 1, C]: of the taps, of the bias
+  float* slopes = partial + blocks_of(p) * sums;  // [threads, kBlock + W-1, C]
   short_conv_taps(p.C, p.W, weight, taps);
   const int64_t rows = p.B * p.T;
   parallel_for(blocks_of(p), [&](int64_t block, int thread) {
     const int64_t first = block * kBlock, last = std::min(first + kBlock, rows);
-    float* d_taps = partial + block * p.W * p.C;
+    float* d_taps = partial + block * sums;
+    float* d_offset = bias ? d_taps + p.W * p.C : nullptr;
     float* d_a = slopes + thread * (kBlock + p.W - 1) * p.C;
-    std::memset(d_taps, 0, static_cast<size_t>(p.W * p.C) * sizeof(float));
+    std::memset(d_taps, 0, static_cast<size_t>(sums) * sizeof(float));
     // Rows after the block that see rows of it are computed here too.
     const int64_t halo = std::min(last + p.W - 1, rows);
     SequenceOf ahead(p, first);
@@ -199,9 +209,10 @@ void short_conv_backward(const ShortConvProblem& p, const float* x, const float*
       const int64_t reach = std::min(p.W - 1, row - ahead.begin());
       float* slope = d_a + (row - first) * p.C;
       HWY_DYNAMIC_DISPATCH(short_conv_slope_row)
-      (p.C, reach, x + row * p.C, taps, d_y + row * p.C, slope);
+      (p.C, reach, x + row * p.C, taps, bias, d_y + row * p.C, slope);
       if (row < last) {
-        HWY_DYNAMIC_DISPATCH(short_conv_taps_row)(p.C, reach, x + row * p.C, slope, d_taps);
+        HWY_DYNAMIC_DISPATCH(short_conv_taps_row)
+        (p.C, reach, x + row * p.C, slope, d_taps, d_offset);
       }
     }
     SequenceOf sequence(p, first);
@@ -212,13 +223,19 @@ void short_conv_backward(const ShortConvProblem& p, const float* x, const float*
       (p.C, reach, d_a + (row - first) * p.C, taps, d_x + row * p.C);
     }
   });
+  const auto over_blocks = [&](int64_t row, int64_t c) {
+    float sum = 0;
+    for (int64_t block = 0; block < blocks_of(p); ++block) {
+      sum += partial[block * sums + row * p.C + c];
+    }
+    return sum;
+  };
   for (int64_t c = 0; c < p.C; ++c) {
     for (int64_t w = 0; w < p.W; ++w) {
-      float sum = 0;
-      for (int64_t block = 0; block < blocks_of(p); ++block) {
-        sum += partial[(block * p.W + p.W - 1 - w) * p.C + c];
-      }
-      d_weight[c * p.W + w] = sum;
+      d_weight[c * p.W + w] = over_blocks(p.W - 1 - w, c);
+    }
+    if (bias) {
+      d_bias[c] = over_blocks(p.W, c);
     }
   }
 }

@@ -1,6 +1,7 @@
 // The convolution over a run of tokens: a lane holds the same few channels of a run of kRun tokens
 // and walks along it with the last W - 1 inputs in registers, so each input is read once (and W - 1
-// more at the start of a run). Bound by memory.
+// more at the start of a run). The next few tokens are on their way while these are computed with.
+// Bound by memory.
 #include "mdn/kernels/short_conv.h"
 
 #include <type_traits>
@@ -18,17 +19,18 @@ constexpr int kLanes = 32;  // side by side along channels
 constexpr int kWarps = 8;   // one run of tokens each
 constexpr int kThreads = kLanes * kWarps;
 constexpr int kRun = 32;   // tokens
-constexpr int kAhead = 4;  // tokens whose loads are in flight together
-constexpr int kForwardChannels = 8;
-constexpr int kBackwardChannels = 4;
+constexpr int kChannels = 4;
 constexpr int kMaxWidth = 4;
+
+/// What a call has besides x and weight.
+enum class Extra { kNothing, kCorrection, kBias };
 
 int64_t run_blocks(const ShortConvProblem& p) {
   return (p.B * p.T + kRun * kWarps - 1) / (kRun * kWarps);
 }
 
-int64_t channel_blocks(const ShortConvProblem& p, int channels) {
-  return (p.C + kLanes * channels - 1) / (kLanes * channels);
+int64_t channel_blocks(const ShortConvProblem& p) {
+  return (p.C + kLanes * kChannels - 1) / (kLanes * kChannels);
 }
 
 struct Place {
@@ -36,18 +38,17 @@ struct Place {
   int64_t first, last;  // tokens of the run
 };
 
-template <int kChannels>
-__device__ Place place_of(int64_t tokens, int64_t columns) {
+__device__ inline Place place_of(int64_t tokens, unsigned columns) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   Place place;
-  place.channel = (static_cast<int64_t>(blockIdx.x) % columns * kLanes + lane) * kChannels;
-  place.first = (static_cast<int64_t>(blockIdx.x) / columns * kWarps + warp) * kRun;
+  place.channel = (static_cast<int64_t>(blockIdx.x % columns) * kLanes + lane) * kChannels;
+  place.first = (static_cast<int64_t>(blockIdx.x / columns) * kWarps + warp) * kRun;
   place.last = min(place.first + kRun, tokens);
   return place;
 }
 
-template <int kTaps, int kChannels>
+template <int kTaps>
 __device__ void load_weight(const float* weight, int64_t channel, float (&w)[kChannels][kTaps]) {
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
@@ -59,7 +60,7 @@ __device__ void load_weight(const float* weight, int64_t channel, float (&w)[kCh
 }
 
 /// The W - 1 inputs before a token, newest first; zeros before the sequence's start.
-template <int kTaps, int kChannels>
+template <int kTaps>
 struct Past {
   static constexpr int kDepth = kTaps > 1 ? kTaps - 1 : 1;
   float x[kDepth][kChannels];
@@ -96,12 +97,12 @@ struct Past {
       x[0][i] = now[i];
     }
   }
-  /// sum_w weight[c, w] x[t - (W-1) + w, c]
+  /// bias[c] + sum_w weight[c, w] x[t - (W-1) + w, c]
   __device__ void convolve(const float (&now)[kChannels], const float (&w)[kChannels][kTaps],
-                           float (&a)[kChannels]) const {
+                           const float (&bias)[kChannels], float (&a)[kChannels]) const {
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
-      a[i] = w[i][kTaps - 1] * now[i];
+      a[i] = bias[i] + w[i][kTaps - 1] * now[i];
 #pragma unroll
       for (int j = 0; j < kTaps - 1; ++j) {
         a[i] += w[i][kTaps - 2 - j] * x[j][i];
@@ -113,17 +114,35 @@ struct Past {
 struct Call {
   int64_t tokens, channels;
   SequenceTable sequences;
-  int64_t columns;  // blocks along channels
+  unsigned columns;  // blocks along channels
   const void* x;
   int64_t x_stride;
   const float* weight;
+  const float* bias;
   ShortConvCorrection correction;
 };
 
-template <class T, int kTaps, bool kCorrect>
-__global__ void __launch_bounds__(kThreads) short_conv_forward_kernel(Call call, T* y) {
-  constexpr int kChannels = kForwardChannels;
-  const Place place = place_of<kChannels>(call.tokens, call.columns);
+/// Tokens whose loads are in flight together, by the registers that they leave.
+constexpr int kForwardAhead = 4;
+template <Extra kExtra>
+inline constexpr int kBackwardAhead = kExtra == Extra::kNothing ? 4 : kExtra == Extra::kBias ? 3 : 2;
+
+/// kAhead tokens of the operands, as they lie in memory.
+template <class T, int kAhead>
+struct Group {
+  Run<T, kChannels> x[kAhead], d_y[kAhead], minus[kAhead];
+};
+
+/// Blocks a multiprocessor holds, by the registers that the groups of tokens take.
+template <class T, Extra kExtra>
+inline constexpr int kForwardBlocks = sizeof(T) == 2 ? (kExtra == Extra::kNothing ? 4 : 3) : 2;
+
+template <class T, int kTaps, Extra kExtra>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
+    short_conv_forward_kernel(Call call, T* y) {
+  constexpr bool kCorrect = kExtra == Extra::kCorrection;
+  constexpr int kAhead = kForwardAhead;
+  const Place place = place_of(call.tokens, call.columns);
   if (place.channel >= call.channels || place.first >= place.last) {
     return;
   }
@@ -134,22 +153,29 @@ __global__ void __launch_bounds__(kThreads) short_conv_forward_kernel(Call call,
   if constexpr (kCorrect) {
     scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
   }
-  float w[kChannels][kTaps];
+  float w[kChannels][kTaps], bias[kChannels] = {};
   load_weight(call.weight, place.channel, w);
+  if constexpr (kExtra == Extra::kBias) {
+    load_run(call.bias + place.channel, bias);
+  }
   SequenceWalk sequence(call.sequences, place.first);
-  Past<kTaps, kChannels> past;
+  Past<kTaps> past;
   past.load(x, call.x_stride, place.first, sequence.start());
-  for (int64_t group = place.first; group < place.last; group += kAhead) {
-    Run<T, kChannels> raw[kAhead], raw_minus[kAhead];
+  const auto load = [&](int64_t from, Group<T, kAhead>& group) {
 #pragma unroll
     for (int g = 0; g < kAhead; ++g) {
-      if (group + g < place.last) {
-        raw[g].load(x + (group + g) * call.x_stride);
+      if (from + g < place.last) {
+        group.x[g].load(x + (from + g) * call.x_stride);
         if constexpr (kCorrect) {
-          raw_minus[g].load(minus + (group + g) * call.channels);
+          group.minus[g].load(minus + (from + g) * call.channels);
         }
       }
     }
+  };
+  Group<T, kAhead> now_group, next_group;
+  load(place.first, now_group);
+  for (int64_t group = place.first; group < place.last; group += kAhead) {
+    load(group + kAhead, next_group);
 #pragma unroll
     for (int g = 0; g < kAhead; ++g) {
       const int64_t t = group + g;
@@ -159,12 +185,12 @@ __global__ void __launch_bounds__(kThreads) short_conv_forward_kernel(Call call,
           past.clear();
         }
         float now[kChannels], a[kChannels];
-        raw[g].unpack(now);
-        past.convolve(now, w, a);
+        now_group.x[g].unpack(now);
+        past.convolve(now, w, bias, a);
         past.push(now);
         float other[kChannels];
         if constexpr (kCorrect) {
-          raw_minus[g].unpack(other);
+          now_group.minus[g].unpack(other);
         }
 #pragma unroll
         for (int i = 0; i < kChannels; ++i) {
@@ -176,6 +202,7 @@ __global__ void __launch_bounds__(kThreads) short_conv_forward_kernel(Call call,
         store_run(y + t * call.channels, a);
       }
     }
+    now_group = next_group;
   }
 }
 
@@ -184,19 +211,21 @@ struct Gradients {
   void* d_x;
   int64_t d_x_stride;
   float* d_weight;     // [run blocks, C, W] partial sums
-  float* d_log_scale;  // [run blocks, C / kBackwardChannels] partial sums
+  float* d_bias;       // [run blocks, C] partial sums
+  float* d_log_scale;  // [run blocks, C / kChannels] partial sums
 };
 
 // d_x[s] = sum_d weight[W-1-d] d_a[s+d] over the tokens s+d of the sequence: known once d_a[s+W-1]
 // is, so the walk goes W - 1 tokens past the run and emits d_x that far behind.
-template <class T, int kTaps, bool kCorrect>
-__global__ void __launch_bounds__(kThreads)
+template <class T, int kTaps, Extra kExtra>
+__global__ void __launch_bounds__(kThreads, 2)
     short_conv_backward_kernel(Call call, Gradients gradients) {
-  constexpr int kChannels = kBackwardChannels;
+  constexpr bool kCorrect = kExtra == Extra::kCorrection, kBias = kExtra == Extra::kBias;
+  constexpr int kAhead = kBackwardAhead<kExtra>;
   __shared__ float shared[kWarps][kTaps * kChannels * kLanes];
-  const Place place = place_of<kChannels>(call.tokens, call.columns);
+  const Place place = place_of(call.tokens, call.columns);
   const bool active = place.channel < call.channels && place.first < place.last;
-  float d_w[kChannels][kTaps] = {};
+  float d_w[kChannels][kTaps] = {}, d_b[kChannels] = {};
   float d_scale = 0;
   if (active) {
     const T* x = static_cast<const T*>(call.x) + place.channel;
@@ -207,10 +236,13 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kCorrect) {
       scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
     }
-    float w[kChannels][kTaps];
+    float w[kChannels][kTaps], bias[kChannels] = {};
     load_weight(call.weight, place.channel, w);
+    if constexpr (kBias) {
+      load_run(call.bias + place.channel, bias);
+    }
     SequenceWalk sequence(call.sequences, place.first);
-    Past<kTaps, kChannels> past, past_d;
+    Past<kTaps> past, past_d;
     past.load(x, call.x_stride, place.first, sequence.start());
     past_d.clear();
 
@@ -242,18 +274,22 @@ __global__ void __launch_bounds__(kThreads)
 
     const int64_t stop = min(place.last + kTaps - 1, call.tokens);
     bool open = true;  // d_x of the last tokens is still due
-    for (int64_t group = place.first; group < stop && open; group += kAhead) {
-      Run<T, kChannels> raw[kAhead], raw_d[kAhead], raw_minus[kAhead];
+    const auto load = [&](int64_t from, Group<T, kAhead>& group) {
 #pragma unroll
       for (int g = 0; g < kAhead; ++g) {
-        if (group + g < stop) {
-          raw[g].load(x + (group + g) * call.x_stride);
-          raw_d[g].load(d_y + (group + g) * call.channels);
+        if (from + g < stop) {
+          group.x[g].load(x + (from + g) * call.x_stride);
+          group.d_y[g].load(d_y + (from + g) * call.channels);
           if constexpr (kCorrect) {
-            raw_minus[g].load(minus + (group + g) * call.channels);
+            group.minus[g].load(minus + (from + g) * call.channels);
           }
         }
       }
+    };
+    Group<T, kAhead> now_group, next_group;
+    load(place.first, now_group);
+    for (int64_t group = place.first; group < stop && open; group += kAhead) {
+      load(group + kAhead, next_group);
 #pragma unroll
       for (int g = 0; g < kAhead; ++g) {
         const int64_t t = group + g;
@@ -270,13 +306,13 @@ __global__ void __launch_bounds__(kThreads)
           }
           if (open) {
             float now[kChannels], a[kChannels], d_a[kChannels];
-            raw[g].unpack(now);
-            raw_d[g].unpack(d_a);
+            now_group.x[g].unpack(now);
+            now_group.d_y[g].unpack(d_a);
             float other[kChannels] = {};
             if constexpr (kCorrect) {
-              raw_minus[g].unpack(other);
+              now_group.minus[g].unpack(other);
             }
-            past.convolve(now, w, a);
+            past.convolve(now, w, bias, a);
 #pragma unroll
             for (int i = 0; i < kChannels; ++i) {
               const float s = sigmoid<T>(a[i]);
@@ -289,6 +325,7 @@ __global__ void __launch_bounds__(kThreads)
             if (t < place.last) {
 #pragma unroll
               for (int i = 0; i < kChannels; ++i) {
+                d_b[i] += d_a[i];
                 d_w[i][kTaps - 1] += d_a[i] * now[i];
 #pragma unroll
                 for (int j = 0; j < kTaps - 1; ++j) {
@@ -301,6 +338,7 @@ __global__ void __launch_bounds__(kThreads)
           }
         }
       }
+      now_group = next_group;
     }
     if (open && stop == call.tokens) {
       flush(stop);
@@ -310,6 +348,14 @@ __global__ void __launch_bounds__(kThreads)
   // Over the block's runs, in their order.
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  const auto over_runs = [&](int i) {
+    float sum = 0;
+#pragma unroll
+    for (int other = 0; other < kWarps; ++other) {
+      sum += shared[other][i];
+    }
+    return sum;
+  };
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
 #pragma unroll
@@ -318,16 +364,23 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  const int64_t row = static_cast<int64_t>(blockIdx.x) / call.columns;
-  const int64_t from = static_cast<int64_t>(blockIdx.x) % call.columns * kLanes * kChannels;
+  const int64_t row = blockIdx.x / call.columns;
+  const int64_t from = static_cast<int64_t>(blockIdx.x % call.columns) * kLanes * kChannels;
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * kChannels * kLanes; i += kThreads) {
     if (from + i / kTaps < call.channels) {
-      float sum = 0;
+      gradients.d_weight[(row * call.channels + from) * kTaps + i] = over_runs(i);
+    }
+  }
+  if constexpr (kBias) {
+    __syncthreads();
 #pragma unroll
-      for (int other = 0; other < kWarps; ++other) {
-        sum += shared[other][i];
-      }
-      gradients.d_weight[(row * call.channels + from) * kTaps + i] = sum;
+    for (int i = 0; i < kChannels; ++i) {
+      shared[warp][lane * kChannels + i] = d_b[i];
+    }
+    __syncthreads();
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < kChannels * kLanes && from + i < call.channels) {
+      gradients.d_bias[row * call.channels + from + i] = over_runs(i);
     }
   }
   if constexpr (kCorrect) {
@@ -335,12 +388,7 @@ __global__ void __launch_bounds__(kThreads)
     shared[warp][lane] = d_scale;
     __syncthreads();
     if (warp == 0 && from + lane * kChannels < call.channels) {
-      float sum = 0;
-#pragma unroll
-      for (int other = 0; other < kWarps; ++other) {
-        sum += shared[other][lane];
-      }
-      gradients.d_log_scale[(row * call.channels + from) / kChannels + lane] = sum;
+      gradients.d_log_scale[(row * call.channels + from) / kChannels + lane] = over_runs(lane);
     }
   }
 }
@@ -382,16 +430,29 @@ void with_taps(int64_t W, F&& f) {
   }
 }
 
+/// f(std::integral_constant<Extra, ...>).
+template <class F>
+void with_extra(const Call& call, F&& f) {
+  if (call.correction.minus != nullptr) {
+    return f(std::integral_constant<Extra, Extra::kCorrection>{});
+  }
+  if (call.bias != nullptr) {
+    return f(std::integral_constant<Extra, Extra::kBias>{});
+  }
+  f(std::integral_constant<Extra, Extra::kNothing>{});
+}
+
 template <class Arguments>
-Call call_of(const Arguments& arguments, int channels) {
+Call call_of(const Arguments& arguments) {
   const ShortConvProblem& p = arguments.problem;
   return {.tokens = p.B * p.T,
           .channels = p.C,
           .sequences = {.cu_seqlens = p.cu_seqlens, .count = p.N, .length = p.T},
-          .columns = channel_blocks(p, channels),
+          .columns = static_cast<unsigned>(channel_blocks(p)),
           .x = arguments.x,
           .x_stride = arguments.x_stride,
           .weight = arguments.weight,
+          .bias = arguments.bias,
           .correction = arguments.correction};
 }
 
@@ -405,21 +466,20 @@ std::string short_conv_unsupported(const ShortConvProblem& p) {
 }
 
 size_t short_conv_backward_workspace(const ShortConvProblem& p) {
-  return static_cast<size_t>(run_blocks(p) * (p.C * p.W + p.C / kBackwardChannels)) * sizeof(float);
+  return static_cast<size_t>(run_blocks(p) * (p.C * (p.W + 1) + p.C / kChannels)) * sizeof(float);
 }
 
 void short_conv_forward(const ShortConvForward& forward, Stream stream) {
-  const Call call = call_of(forward, kForwardChannels);
-  const bool correct = call.correction.minus != nullptr;
+  const Call call = call_of(forward);
   with_type(forward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
     with_taps(forward.problem.W, [&](auto taps) {
-      constexpr int kTaps = decltype(taps)::value;
-      launch("launch of short_conv_forward",
-             correct ? short_conv_forward_kernel<T, kTaps, true>
-                     : short_conv_forward_kernel<T, kTaps, false>,
-             run_blocks(forward.problem) * call.columns, kThreads, 0,
-             static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
+      with_extra(call, [&](auto extra) {
+        launch("launch of short_conv_forward",
+               short_conv_forward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
+               run_blocks(forward.problem) * call.columns, kThreads, 0,
+               static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
+      });
     });
   });
 }
@@ -427,31 +487,33 @@ void short_conv_forward(const ShortConvForward& forward, Stream stream) {
 void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   const ShortConvProblem& p = backward.problem;
-  const Call call = call_of(backward, kBackwardChannels);
-  const bool correct = call.correction.minus != nullptr;
+  const Call call = call_of(backward);
   const int64_t rows = run_blocks(p);
   auto* d_weight = static_cast<float*>(backward.workspace);
   const Gradients gradients{.d_y = backward.d_y,
                             .d_x = backward.d_x,
                             .d_x_stride = backward.d_x_stride,
                             .d_weight = d_weight,
-                            .d_log_scale = d_weight + rows * p.C * p.W};
+                            .d_bias = d_weight + rows * p.C * p.W,
+                            .d_log_scale = d_weight + rows * p.C * (p.W + 1)};
   with_type(backward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
     with_taps(p.W, [&](auto taps) {
-      constexpr int kTaps = decltype(taps)::value;
-      launch("launch of short_conv_backward",
-             correct ? short_conv_backward_kernel<T, kTaps, true>
-                     : short_conv_backward_kernel<T, kTaps, false>,
-             rows * call.columns, kThreads, 0, stream, call, gradients);
+      with_extra(call, [&](auto extra) {
+        launch("launch of short_conv_backward",
+               short_conv_backward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
+               rows * call.columns, kThreads, 0, stream, call, gradients);
+      });
     });
   });
   column_sums(gradients.d_weight, rows, p.C * p.W, backward.d_weight, stream);
-  if (correct) {
-    const int64_t of_head = call.correction.channels / kBackwardChannels;
+  if (call.correction.minus != nullptr) {
+    const int64_t of_head = call.correction.channels / kChannels;
     launch("launch of sum_log_scale", sum_log_scale_kernel, p.C / call.correction.channels,
-           kThreads, 0, stream, gradients.d_log_scale, rows, p.C / kBackwardChannels, of_head,
+           kThreads, 0, stream, gradients.d_log_scale, rows, p.C / kChannels, of_head,
            backward.d_log_scale);
+  } else if (call.bias != nullptr) {
+    column_sums(gradients.d_bias, rows, p.C, backward.d_bias, stream);
   }
 }
 
