@@ -6,9 +6,9 @@
 //     y = norm(x silu(gate)) weight         kSiluFirst
 //     y = norm((x + scale skip) silu(gate)) weight      the same with a skip
 //
-// x, gate, skip, y [rows, D], weight, scale [D], contiguous; float32 on the CPU, any DType but float64 on CUDA;
-// gate null: none. Nothing is allocated: the backward pass wants `rms_norm_backward_workspace`
-// bytes, 64-byte aligned.
+// x, gate, skip, y [rows, D], weight, scale [D], contiguous; float32 on the CPU, any DType but
+// float64 on CUDA; gate null: none. Nothing is allocated: the backward pass wants
+// `rms_norm_backward_workspace` bytes, 64-byte aligned.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +36,8 @@ struct RmsNormSkipGradient {
 namespace cpu {
 
 void rms_norm_forward(int64_t rows, int64_t D, double eps, const float* x, const float* gate,
-                      const float* weight, float* y,
-                      RmsNormGating gating = RmsNormGating::kSigmoid, const RmsNormSkip& skip = {});
+                      const float* weight, float* y, RmsNormGating gating = RmsNormGating::kSigmoid,
+                      const RmsNormSkip& skip = {});
 
 size_t rms_norm_backward_workspace(int64_t rows, int64_t D);
 

@@ -38,8 +38,8 @@ void short_conv_backward(const ShortConvProblem& problem, const float* x, const 
 /// [C, W] with the current token's tap last, as weights are kept -> [W, C] with it first.
 void short_conv_taps(int64_t C, int64_t W, const float* weight, float* taps);
 
-/// One token of B sequences, without a bias: x, y [B, C], taps [W, C] as above. state [B, W-1, C] holds each
-/// sequence's last W-1 inputs, oldest first, and is advanced.
+/// One token of B sequences, without a bias: x, y [B, C], taps [W, C] as above. state [B, W-1, C]
+/// holds each sequence's last W-1 inputs, oldest first, and is advanced.
 void short_conv_step(int64_t B, int64_t C, int64_t W, const float* x, const float* taps,
                      float* state, float* y);
 

@@ -79,8 +79,8 @@ class DeterministicScope {
 using Attend =
     std::function<at::Tensor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)>;
 
-// attend as one node of the graph around its own graph, whose backward pass runs in the scope above:
-// flash attention reads the choice there.
+// attend as one node of the graph around its own graph, whose backward pass runs in the scope
+// above: flash attention reads the choice there.
 class InOneOrder : public torch::autograd::Function<InOneOrder> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q,
@@ -176,8 +176,7 @@ at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences
       const int64_t start = bounds[n], length = bounds[n + 1] - bounds[n];
       if (length > 0) {
         parts.push_back(attend_with_chosen(o, q.narrow(2, start, length),
-                                           k.narrow(2, start, length),
-                                           v.narrow(2, start, length)));
+                                           k.narrow(2, start, length), v.narrow(2, start, length)));
       }
     }
     out = at::cat(parts, 2);

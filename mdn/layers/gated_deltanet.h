@@ -29,8 +29,7 @@ DeltaGates delta_gates(const GatedDeltaNetWeights& weights, bool allow_neg_eigva
                        const Projected& x);
 
 /// The weights of this layer, and with `others` those of one that has more.
-LayerParts delta_parts(const GatedDeltaNetWeights& weights,
-                       std::vector<at::Tensor> others = {});
+LayerParts delta_parts(const GatedDeltaNetWeights& weights, std::vector<at::Tensor> others = {});
 
 /// The operator of a layer without momentum, with q and k normalised inside: over x's tokens, or
 /// one step in place when a state meets a single token. `pi` [B, T, HV]: absent: alpha.

@@ -44,11 +44,11 @@ KimiGates kimi_gates(const KimiDeltaAttentionOptions& o, const KimiDeltaAttentio
 
 LayerParts KimiDeltaAttention::parts() const {
   const auto& w = weights;
-  return {.in = {w.qkv.q_proj, w.qkv.k_proj, w.qkv.v_proj, w.f_proj_0, w.output.g_proj_0, w.b_proj},
-          .between = present({w.qkv.q_conv1d, w.qkv.k_conv1d, w.qkv.v_conv1d, w.f_proj_1, w.A_log,
-                              w.dt_bias, w.output.g_proj_1, w.output.g_proj_1_bias,
-                              w.output.o_norm}),
-          .out = w.output.o_proj};
+  return {
+      .in = {w.qkv.q_proj, w.qkv.k_proj, w.qkv.v_proj, w.f_proj_0, w.output.g_proj_0, w.b_proj},
+      .between = present({w.qkv.q_conv1d, w.qkv.k_conv1d, w.qkv.v_conv1d, w.f_proj_1, w.A_log,
+                          w.dt_bias, w.output.g_proj_1, w.output.g_proj_1_bias, w.output.o_norm}),
+      .out = w.output.o_proj};
 }
 
 at::Tensor KimiDeltaAttention::mix(const Projected& x, const Sequences& sequences,

@@ -52,7 +52,8 @@ at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State
   const at::Tensor z = parts[0], dt_raw = parts[4];
   const int64_t batch = z.size(0), T = z.size(1);
   const auto type = gate_type(z);
-  // x, B, C: convolved apart, so that each is contiguous, but for a state, which holds them together
+  // x, B, C: convolved apart, so that each is contiguous, but for a state, which holds them
+  // together
   const std::vector<int64_t> sizes(columns.begin() + 1, columns.begin() + 4);
   std::vector<at::Tensor> xBC = {parts[1], parts[2], parts[3]};
   if (state) {

@@ -26,8 +26,8 @@ inline at::Tensor project(const at::Tensor& x, const at::Tensor& weight,
                     bias.defined() ? std::optional(bias.to(type)) : std::nullopt);
 }
 
-/// A layer's input x as its projections see it: the product with a weight is made when asked for, or
-/// was made beforehand, together with the others.
+/// A layer's input x as its projections see it: the product with a weight is made when asked for,
+/// or was made beforehand, together with the others.
 class Projected {
  public:
   Projected(const at::Tensor& x) : x_(x) {}  // NOLINT: an input is its projections

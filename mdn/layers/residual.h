@@ -10,8 +10,8 @@
 
 namespace mdn::layers {
 
-/// x + mix(mixer, rms_norm(x, norm, eps)); x [B, T, D], norm [D]. The mixer computes in `type`, that
-/// of x unless the residual sum is kept in float32. A state as in mix.
+/// x + mix(mixer, rms_norm(x, norm, eps)); x [B, T, D], norm [D]. The mixer computes in `type`,
+/// that of x unless the residual sum is kept in float32. A state as in mix.
 at::Tensor residual_mix(const Mixer& mixer, const at::Tensor& norm, double eps, const at::Tensor& x,
                         at::ScalarType type, const Sequences& sequences, MixerState* state);
 

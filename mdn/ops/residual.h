@@ -10,7 +10,8 @@ namespace mdn::ops {
 at::Tensor rms_norm_rows(const at::Tensor& x, const at::Tensor& weight, double eps,
                          at::ScalarType type);
 
-/// n: the norm's result again, of d_n's type as it was. d_x [N, D] of x's type; d_weight [D] float32.
+/// n: the norm's result again, of d_n's type as it was. d_x [N, D] of x's type; d_weight [D]
+/// float32.
 struct NormGradient {
   at::Tensor d_x, n, d_weight;
 };

@@ -68,9 +68,8 @@ at::Tensor float_norm(const ResidualMixer& block) {
 
 // The norm of x [B, T, D] as rows.
 at::Tensor normed_rows(const at::Tensor& x, const ResidualMixer& block) {
-  return fused_norm(x, block)
-             ? rms_norm_rows(x, float_norm(block), block.eps, block.type)
-             : rms_norm(x, block.norm, block.eps).to(block.type).flatten(0, 1);
+  return fused_norm(x, block) ? rms_norm_rows(x, float_norm(block), block.eps, block.type)
+                              : rms_norm(x, block.norm, block.eps).to(block.type).flatten(0, 1);
 }
 
 // The norm's result again, and the gradients of x in x + f(norm) and of the norm's weight.
@@ -89,8 +88,8 @@ NormGradient norm_backward(const at::Tensor& x, const ResidualMixer& block, cons
 class Node : public torch::autograd::Function<Node> {
  public:
   // `weights` are the block's, for autograd: norm, in, between, out.
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in, at::TensorList /*weights*/,
-                            const ResidualMixer& block) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in,
+                            at::TensorList /*weights*/, const ResidualMixer& block) {
     const at::Tensor x = x_in.contiguous();
     const int64_t B = x.size(0), T = x.size(1);
     const at::Tensor pack_in = pack_rows(block.in, block.type, kRowMultiple);
@@ -127,7 +126,8 @@ class Node : public torch::autograd::Function<Node> {
       const at::Tensor rows = mixed.detach().flatten(0, 1);
       d_out_weight = product(d_product.t(), rows, block.out.scalar_type());
       leaves.insert(leaves.end(), block.between.begin(), block.between.end());
-      d = torch::autograd::grad({mixed}, leaves, {at::mm(d_product, saved[kPackOut]).view_as(mixed)});
+      d = torch::autograd::grad({mixed}, leaves,
+                                {at::mm(d_product, saved[kPackOut]).view_as(mixed)});
     }
     const auto first_between = d.begin() + static_cast<int64_t>(block.columns.size());
     gather({d.begin(), first_between}, d_projected);

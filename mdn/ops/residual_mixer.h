@@ -12,9 +12,9 @@ namespace mdn::ops {
 
 /// out [D, E] and in, [rows, D] each, are of any float dtype, converted to `type`, that of the
 /// products. `columns` are the sizes that the projections, side by side in the order of `in`, are
-/// divided into. `mix` makes [B, T, E] of these, [B, T, size] of `type`, with operators that autograd
-/// knows; it is called twice and must do the same each time. `between` are the other tensors that
-/// it reads and that want a gradient.
+/// divided into. `mix` makes [B, T, E] of these, [B, T, size] of `type`, with operators that
+/// autograd knows; it is called twice and must do the same each time. `between` are the other
+/// tensors that it reads and that want a gradient.
 struct ResidualMixer {
   at::Tensor norm;  // [D]
   double eps = 0;

@@ -301,7 +301,8 @@ class FusedResidualMomentumDeltanet
     void* stream = device.stream();
 
     const at::Tensor pack = pack_rows(weights.slice(kQ, kProjections).vec(), type, kRowMultiple);
-    const at::Tensor projected = at::mm(rms_norm_rows(x, block.floats[kNorm], o.eps, type), pack.t());
+    const at::Tensor projected =
+        at::mm(rms_norm_rows(x, block.floats[kNorm], o.eps, type), pack.t());
     const MomentumGates gates = make_gates(block, projected, stream);
     at::Tensor y, S, M, of_operator;
     {

@@ -39,10 +39,8 @@ struct Gated {
       return {};
     }
     const int64_t heads = heads_of(gate);
-    return {.data = data(gate),
-            .heads = heads,
-            .stride = gate_stride(gate, heads),
-            .gating = gating};
+    return {
+        .data = data(gate), .heads = heads, .stride = gate_stride(gate, heads), .gating = gating};
   }
 };
 
@@ -73,40 +71,41 @@ struct RmsNormGradients {
   at::Tensor d_x, d_weight, d_gate, d_skip, d_scale;
 };
 
-RmsNormGradients backward(const at::Tensor& x, const at::Tensor& weight, double eps, const Gated& gated,
-                   const at::Tensor& d_y) {
+RmsNormGradients backward(const at::Tensor& x, const at::Tensor& weight, double eps,
+                          const Gated& gated, const at::Tensor& d_y) {
   const int64_t D = weight.numel(), rows = x.numel() / D;
   const bool gate = gated.gate.defined();
   RmsNormGradients d{at::empty_like(x), at::empty_like(weight),
-              gate ? gradient_of(gated.gate) : at::Tensor(),
-              gated.skip.defined() ? at::empty_like(x) : at::Tensor(),
-              gated.skip.defined() ? at::empty_like(weight) : at::Tensor()};
+                     gate ? gradient_of(gated.gate) : at::Tensor(),
+                     gated.skip.defined() ? at::empty_like(x) : at::Tensor(),
+                     gated.skip.defined() ? at::empty_like(weight) : at::Tensor()};
   void* d_gate = gate ? d.d_gate.data_ptr() : nullptr;
-  const auto d_skip = gated.skip.defined()
-                          ? kernels::RmsNormSkipGradient{d.d_skip.data_ptr(),
-                                                         d.d_scale.mutable_data_ptr<float>()}
-                          : kernels::RmsNormSkipGradient{};
+  const auto d_skip =
+      gated.skip.defined()
+          ? kernels::RmsNormSkipGradient{d.d_skip.data_ptr(), d.d_scale.mutable_data_ptr<float>()}
+          : kernels::RmsNormSkipGradient{};
   if (x.is_cuda()) {
     const DeviceScope device(x);
     const at::Tensor workspace =
         workspace_like(x, kernels::cuda::rms_norm_backward_workspace(rows, D));
     const auto argument = gated.argument();
-    kernels::cuda::rms_norm_backward({.rows = rows,
-                                      .D = D,
-                                      .eps = eps,
-                                      .dtype = dtype_of("rms_norm", x.scalar_type()),
-                                      .x = data(x),
-                                      .gate = argument,
-                                      .skip = gated.skip_argument(),
-                                      .weight = floats(weight),
-                                      .d_y = data(d_y),
-                                      .d_x = d.d_x.data_ptr(),
-                                      .d_gate = d_gate,
-                                      .d_gate_stride = gate ? gate_stride(d.d_gate, argument.heads) : 0,
-                                      .d_skip = d_skip,
-                                      .d_weight = d.d_weight.mutable_data_ptr<float>(),
-                                      .workspace = workspace.data_ptr()},
-                                     device.stream());
+    kernels::cuda::rms_norm_backward(
+        {.rows = rows,
+         .D = D,
+         .eps = eps,
+         .dtype = dtype_of("rms_norm", x.scalar_type()),
+         .x = data(x),
+         .gate = argument,
+         .skip = gated.skip_argument(),
+         .weight = floats(weight),
+         .d_y = data(d_y),
+         .d_x = d.d_x.data_ptr(),
+         .d_gate = d_gate,
+         .d_gate_stride = gate ? gate_stride(d.d_gate, argument.heads) : 0,
+         .d_skip = d_skip,
+         .d_weight = d.d_weight.mutable_data_ptr<float>(),
+         .workspace = workspace.data_ptr()},
+        device.stream());
   } else {
     const at::Tensor workspace =
         workspace_like(x, kernels::cpu::rms_norm_backward_workspace(rows, D));
@@ -147,11 +146,15 @@ class FusedRmsNorm : public torch::autograd::Function<FusedRmsNorm> {
     const auto saved = ctx->get_saved_variables();
     const Gated gated{saved[2], static_cast<RmsNormGating>(ctx->saved_data["gating"].toInt()),
                       saved[3], saved[4]};
-    const RmsNormGradients d = ops::backward(saved[0], saved[1], ctx->saved_data["eps"].toDouble(), gated,
-                                      grads[0].contiguous());
+    const RmsNormGradients d = ops::backward(saved[0], saved[1], ctx->saved_data["eps"].toDouble(),
+                                             gated, grads[0].contiguous());
     const auto type = ctx->saved_data["weight_type"].toScalarType();
-    return {d.d_x,        d.d_weight.to(type), at::Tensor(),
-            d.d_gate,     at::Tensor(),        d.d_skip,
+    return {d.d_x,
+            d.d_weight.to(type),
+            at::Tensor(),
+            d.d_gate,
+            at::Tensor(),
+            d.d_skip,
             d.d_scale.defined() ? d.d_scale.to(type) : at::Tensor()};
   }
 };
@@ -200,8 +203,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
                          : use_cuda_kernel(x) && kernels::cuda::rms_norm_unsupported(
                                                      dtype_of(kOp, x.scalar_type()), x.size(-1))
                                                      .empty();
-  return fused ? FusedRmsNorm::apply(x, weight, eps, gate, static_cast<int64_t>(gating), skip, scale)
-               : composite(x, weight, eps, gate, gating, skip, scale);
+  return fused
+             ? FusedRmsNorm::apply(x, weight, eps, gate, static_cast<int64_t>(gating), skip, scale)
+             : composite(x, weight, eps, gate, gating, skip, scale);
 }
 
 }  // namespace mdn::ops

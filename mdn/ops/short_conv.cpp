@@ -53,10 +53,10 @@ struct ShortConvGradients {
 };
 
 ShortConvGradients backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                   const at::Tensor& cu_seqlens, const at::Tensor& d_y) {
+                            const at::Tensor& cu_seqlens, const at::Tensor& d_y) {
   const auto p = problem_of(x, weight, cu_seqlens);
   ShortConvGradients d{gradient_of(x), at::empty_like(weight),
-              bias.defined() ? at::empty_like(bias) : at::Tensor()};
+                       bias.defined() ? at::empty_like(bias) : at::Tensor()};
   float* d_bias = bias.defined() ? d.d_bias.mutable_data_ptr<float>() : nullptr;
   if (d_y.is_cuda()) {
     const DeviceScope device(d_y);
@@ -79,10 +79,9 @@ ShortConvGradients backward(const at::Tensor& x, const at::Tensor& weight, const
                                        device.stream());
   } else {
     const at::Tensor workspace = workspace_like(d_y, kernels::cpu::short_conv_workspace(p));
-    kernels::cpu::short_conv_backward(p, floats(x), floats(weight), floats(bias), floats(d_y),
-                                      d.d_x.mutable_data_ptr<float>(),
-                                      d.d_weight.mutable_data_ptr<float>(), d_bias,
-                                      workspace.data_ptr());
+    kernels::cpu::short_conv_backward(
+        p, floats(x), floats(weight), floats(bias), floats(d_y), d.d_x.mutable_data_ptr<float>(),
+        d.d_weight.mutable_data_ptr<float>(), d_bias, workspace.data_ptr());
   }
   return d;
 }
@@ -105,7 +104,8 @@ class FusedShortConv : public torch::autograd::Function<FusedShortConv> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     check_first_order("short_conv");
     const auto saved = ctx->get_saved_variables();
-    const ShortConvGradients d = ops::backward(saved[0], saved[1], saved[2], saved[3], grads[0].contiguous());
+    const ShortConvGradients d =
+        ops::backward(saved[0], saved[1], saved[2], saved[3], grads[0].contiguous());
     const auto type = ctx->saved_data["type"].toScalarType();
     return {d.d_x, d.d_weight.to(type), at::Tensor(),
             d.d_bias.defined() ? d.d_bias.to(type) : at::Tensor()};
@@ -156,7 +156,8 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
       use_cpu_kernel(x) ||
       (use_cuda_kernel(x) &&
        kernels::cuda::short_conv_unsupported({.C = x.size(2), .W = weight.size(2)}).empty());
-  return kernel ? FusedShortConv::apply(x, weight, bounds, bias) : composite(x, weight, bounds, bias);
+  return kernel ? FusedShortConv::apply(x, weight, bounds, bias)
+                : composite(x, weight, bounds, bias);
 }
 
 }  // namespace mdn::ops

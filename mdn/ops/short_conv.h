@@ -9,8 +9,8 @@
 namespace mdn::ops {
 
 /// y[t, c] = silu(sum_w weight[c, 0, w] x[t - (W-1) + w, c]); x [B, T, C], weight [C, 1, W] of any
-/// float dtype. Sequences start from zeros: each row of B, or, with cu_seqlens [N + 1] int64 on the CPU
-/// (B = 1), each packed sequence. A bias [C] is added before the SiLU.
+/// float dtype. Sequences start from zeros: each row of B, or, with cu_seqlens [N + 1] int64 on the
+/// CPU (B = 1), each packed sequence. A bias [C] is added before the SiLU.
 at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
                       const std::optional<at::Tensor>& cu_seqlens,
                       const std::optional<at::Tensor>& bias = std::nullopt);

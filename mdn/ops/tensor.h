@@ -72,8 +72,8 @@ inline bool use_cuda_kernel(const at::Tensor& x) {
 std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last);
 
 /// While it lives, what gradient_of gives for columns of `x` are the same columns of `d_x`: the
-/// kernels' gradients need no copying together. No column may be read by two such operators. For one
-/// thread.
+/// kernels' gradients need no copying together. No column may be read by two such operators. For
+/// one thread.
 class GradientColumns {
  public:
   GradientColumns(const at::Tensor& x, const at::Tensor& d_x);

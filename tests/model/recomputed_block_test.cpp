@@ -63,7 +63,8 @@ TEST_P(RecomputedBlock, TakesTheFusedOperators) {
   compare(GetParam(), at::kFloat, 2, {}, 1e-4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, RecomputedBlock, testing::Values("gdn", "comba", "kda", "mamba2"),
+INSTANTIATE_TEST_SUITE_P(Families, RecomputedBlock,
+                         testing::Values("gdn", "comba", "kda", "mamba2"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(RecomputedBlock, LeavesOthersAlone) {

@@ -75,8 +75,8 @@ TEST(ShortConv, ABiasIsAddedBeforeTheSilu) {
   const at::Tensor y = short_conv(x, at::zeros_like(w), std::nullopt, b);
   EXPECT_TRUE(at::allclose(y, at::silu(b).expand_as(y)));
   // A bias of 0 is none.
-  EXPECT_TRUE(at::equal(short_conv(x, w, std::nullopt, at::zeros_like(b)),
-                        short_conv(x, w, std::nullopt)));
+  EXPECT_TRUE(
+      at::equal(short_conv(x, w, std::nullopt, at::zeros_like(b)), short_conv(x, w, std::nullopt)));
   // One channel is left out: of one token its gradient is a single number, which may all cancel.
   for (int64_t C : {7, 8, 100}) {
     for (int64_t T : {1, 3, 129, 300}) {
@@ -104,12 +104,20 @@ TEST(RmsNorm, MatchesATen) {
       compare(
           {random({rows, D}), random({D})},
           [](const auto& x) { return rms_norm(x[0], x[1], 1e-6); }, rows + D);
-      for (const auto gating :
-           {RmsNormGating::kSigmoid, RmsNormGating::kSilu, RmsNormGating::kSiluFirst}) {
+      for (const auto gating : {RmsNormGating::kSigmoid, RmsNormGating::kSilu}) {
         compare(
             {random({rows, D}), random({D}), random({rows, D}, 4)},
             [&](const auto& x) { return rms_norm(x[0], x[1], 1e-6, x[2], gating); }, rows + D);
       }
+      // With the gate first, rows of 2 are left out: what a large gate multiplies is all
+      // cancellation.
+      if (D == 2) {
+        continue;
+      }
+      compare(
+          {random({rows, D}), random({D}), random({rows, D}, 4)},
+          [](const auto& x) { return rms_norm(x[0], x[1], 1e-6, x[2], RmsNormGating::kSiluFirst); },
+          rows + D);
       compare(
           {random({rows, D}), random({D}), random({rows, D}, 4), random({rows, D}), random({D})},
           [](const auto& x) {

@@ -16,7 +16,8 @@ namespace mdn::kernels::cpu {
 namespace HWY_NAMESPACE {
 
 // a = bias + sum_back taps[back] x[-back] for one vector of channels; `reach` is how many tokens
-// before this one may be seen. taps [W, C], the current token's first; x points at the current token.
+// before this one may be seen. taps [W, C], the current token's first; x points at the current
+// token.
 template <class D>
 HWY_INLINE auto convolve(D d, const float* x, const float* taps, const float* bias, int64_t C,
                          int64_t reach, int64_t c) {

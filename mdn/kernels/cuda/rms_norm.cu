@@ -93,8 +93,8 @@ struct Shape {
 
 /// u += scale skip, of the columns from `column` on.
 template <class T, int N>
-__device__ inline void add_skip(const RmsNormSkip& skip, const Run<T, N>& raw, int column, int64_t D,
-                                float (&u)[N]) {
+__device__ inline void add_skip(const RmsNormSkip& skip, const Run<T, N>& raw, int column,
+                                int64_t D, float (&u)[N]) {
   float scale[N] = {}, rows[N];
   if (column < D) {
     load_run(skip.scale + column, scale);
@@ -241,8 +241,8 @@ struct BackwardRows {
   Run<T, kVector<T>> skip[L::kRows][L::kVectors];
 };
 
-// With u = x, or x silu(gate) where the gate comes first, n = r u, r = 1 / sqrt(mean(u²) + eps), and
-// f the gate's factor where it comes after, else 1:
+// With u = x, or x silu(gate) where the gate comes first, n = r u, r = 1 / sqrt(mean(u²) + eps),
+// and f the gate's factor where it comes after, else 1:
 //     d_n = d_y weight f;  d_u = r (d_n - n mean(d_n n));  d_weight = sum d_y n f
 //     after: d_x = d_u, d_gate = d_y n weight f';  first: d_x = d_u silu, d_gate = d_u x silu'
 // where x stands for x + scale skip with a skip, whose d_skip = d_x scale, d_scale = sum d_x skip.
@@ -503,7 +503,8 @@ void rms_norm_backward(const RmsNormBackward& call, Stream stream_) {
         using Rows = std::conditional_t<kForm == Form::kSkipSiluFirst,
                                         Layout<L::kRowWarps, L::kVectors, 1>, L>;
         launch("launch of rms_norm_backward", rms_norm_backward_kernel<X, T, Rows, kForm>, blocks,
-               kThreads, static_cast<size_t>(L::kGroups * call.D) * sizeof(float), stream, shape, static_cast<const X*>(call.x), call.gate, call.skip, call.weight, gradients);
+               kThreads, static_cast<size_t>(L::kGroups * call.D) * sizeof(float), stream, shape,
+               static_cast<const X*>(call.x), call.gate, call.skip, call.weight, gradients);
       });
     });
   });

@@ -18,7 +18,7 @@ namespace {
 constexpr int kLanes = 32;  // side by side along channels
 constexpr int kWarps = 8;   // one run of tokens each
 constexpr int kThreads = kLanes * kWarps;
-constexpr int kRun = 32;   // tokens
+constexpr int kRun = 32;  // tokens
 constexpr int kChannels = 4;
 constexpr int kMaxWidth = 4;
 
@@ -125,7 +125,9 @@ struct Call {
 /// Tokens whose loads are in flight together, by the registers that they leave.
 constexpr int kForwardAhead = 4;
 template <Extra kExtra>
-inline constexpr int kBackwardAhead = kExtra == Extra::kNothing ? 4 : kExtra == Extra::kBias ? 3 : 2;
+inline constexpr int kBackwardAhead = kExtra == Extra::kNothing ? 4
+                                      : kExtra == Extra::kBias  ? 3
+                                                                : 2;
 
 /// kAhead tokens of the operands, as they lie in memory.
 template <class T, int kAhead>
