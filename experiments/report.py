@@ -10,7 +10,7 @@ from .plan import ABLATIONS, FAMILIES, HYBRIDS, MODELS, SIZES, make_plan
 from .runner import RECORD_FORMAT, RECORD_VERSION
 from .svg import line_plot
 
-SMOOTH = 0.15  # of a training curve: weight of the new point
+SMOOTH = 0.3  # of a training curve: weight of the new point
 SUMMARY = "summary.md"
 
 
