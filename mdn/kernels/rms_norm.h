@@ -74,7 +74,7 @@ struct RmsNormForward {
   bool float_x = false;            // x is float32 all the same; not with a gate
   const void* x = nullptr;
   RmsNormGate gate;
-  RmsNormSkip skip;
+  RmsNormSkip skip = {};
   const float* weight = nullptr;
   void* y = nullptr;
 };
@@ -87,14 +87,14 @@ struct RmsNormBackward {
   bool float_x = false;  // of add and d_x too
   const void* x = nullptr;
   RmsNormGate gate;
-  RmsNormSkip skip;
+  RmsNormSkip skip = {};
   const float* weight = nullptr;
   const void* d_y = nullptr;
   const void* add = nullptr;  // added to d_x: what reaches x past the norm; null: nothing
   void* d_x = nullptr;
   void* d_gate = nullptr;  // laid out as the gate, with a stride of its own
   int64_t d_gate_stride = 0;
-  RmsNormSkipGradient d_skip;
+  RmsNormSkipGradient d_skip = {};
   void* y = nullptr;  // the forward pass's result again; null: not wanted
   float* d_weight = nullptr;
   void* workspace = nullptr;
