@@ -24,7 +24,7 @@ setup: ## install what is missing (Debian packages, a local Python environment)
 build: setup ## compile build/mdn, the operators and the tests
 	@tools/build.sh $(BUILD) $(CUDA_ON) $(JOBS)
 
-demo: setup ## train a small MDN on Shakespeare on the CPU and let it write (about 10 minutes)
+demo: setup ## train a small MDN on Shakespeare on the CPU and let it write (about 13 minutes the first time)
 	@tools/demo.sh $(BUILD) $(CUDA_ON) $(JOBS)
 
 test: build ## run every test (the GPU's are skipped without one)
