@@ -8,12 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <memory>
-#include <vector>
 
 #include "bench/device_inputs.h"
 #include "mdn/core/error.h"
-#include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/kimi_delta_rule.h"
 
 namespace mdn::bench {
@@ -37,15 +34,9 @@ struct Shape {
 constexpr Shape kShapes[] = {
     {8, 4096, 8, 128, 128}, {1, 32768, 8, 128, 128}, {1, 4096, 8, 128, 128}, {8, 4096, 8, 64, 64}};
 
-class Device {
+// Memory of one call, with normal numbers of its own for each tensor.
+class Device : public DevicePool {
  public:
-  void* take(size_t bytes) {
-    void* memory = nullptr;
-    MDN_CUDA_CHECK(cudaMalloc(&memory, bytes));
-    taken_.emplace_back(memory, &release);
-    return memory;
-  }
-  float* floats(int64_t count) { return static_cast<float*>(take(count * sizeof(float))); }
   void* elements(int64_t count) { return take(count * size_of(kType)); }
   void* normal(int64_t count) {
     void* memory = elements(count);
@@ -54,8 +45,6 @@ class Device {
   }
 
  private:
-  static void release(void* memory) { cudaFree(memory); }
-  std::vector<std::unique_ptr<void, void (*)(void*)>> taken_;
   uint64_t seed_ = 1;
 };
 

@@ -50,31 +50,13 @@ constexpr Shape kShapes[] = {
     {"1,32768,8,128,128", 1, 32768, 8, 128, 128, "not measured", "not measured"},
 };
 
-class Device {
- public:
-  void* take(size_t bytes) {
-    if (bytes == 0) {
-      return nullptr;
-    }
-    void* memory = nullptr;
-    MDN_CUDA_CHECK(cudaMalloc(&memory, bytes));
-    taken_.emplace_back(memory, &release);
-    return memory;
-  }
-  float* floats(int64_t count) { return static_cast<float*>(take(count * sizeof(float))); }
-
- private:
-  static void release(void* memory) { cudaFree(memory); }
-  std::vector<std::unique_ptr<void, void (*)(void*)>> taken_;
-};
-
 /// The tensors and calls of one shape.
 struct Calls {
   MomentumDeltaRuleForward forward;
   MomentumDeltaRuleBackward backward;
   MomentumDeltaRuleSizes sizes;
 
-  Calls(Device& device, const Shape& s, DType dtype, bool portable, bool momentum) {
+  Calls(DevicePool& device, const Shape& s, DType dtype, bool portable, bool momentum) {
     MomentumDeltaRuleProblem p;
     p.B = p.N = s.B;
     p.T = s.T;
@@ -148,7 +130,7 @@ void print_shapes(bool portable, bool momentum, double copy, cudaStream_t stream
       "authors ms, memory | FLA's GDN |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
       kMatmulPeak * 1e-12);
   for (const Shape& shape : kShapes) {
-    Device device;
+    DevicePool device;
     Calls calls(device, shape, DType::kBFloat16, portable, momentum);
     const MomentumDeltaRuleProblem& p = calls.forward.problem;
     const auto forward = [&] {
@@ -200,7 +182,7 @@ void print_decode(double copy, double in_place, cudaStream_t stream) {
       copy * 1e-12, in_place * 1e-12);
   for (DType state_dtype : {DType::kFloat32, DType::kFloat16}) {
     for (int64_t B : {1, 4, 16, 64, 256}) {
-      Device device;
+      DevicePool device;
       const int64_t states = B * H * V * K;
       const int64_t state_bytes = states * static_cast<int64_t>(size_of(state_dtype));
       const int64_t pools = std::clamp<int64_t>(kPoolBytes / (2 * state_bytes), 4, 200);

@@ -6,12 +6,34 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "mdn/core/dtype.h"
+#include "mdn/kernels/cuda/check.h"
 
 namespace mdn::bench {
+
+/// Memory on the device that lives as long as this.
+class DevicePool {
+ public:
+  /// Null for no bytes.
+  void* take(size_t bytes) {
+    if (bytes == 0) {
+      return nullptr;
+    }
+    void* memory = nullptr;
+    MDN_CUDA_CHECK(cudaMalloc(&memory, bytes));
+    taken_.emplace_back(memory, &release);
+    return memory;
+  }
+  float* floats(int64_t count) { return static_cast<float*>(take(count * sizeof(float))); }
+
+ private:
+  static void release(void* memory) { cudaFree(memory); }
+  std::vector<std::unique_ptr<void, void (*)(void*)>> taken_;
+};
 
 /// Standard normal numbers times `deviation`; float32, float16 or bfloat16.
 void fill_normal(void* to, int64_t count, DType dtype, float deviation, uint64_t seed);

@@ -18,7 +18,6 @@ using torch::autograd::variable_list;
 // Logits that exist at a time, in bytes: enough rows for full-rate matrix products, little beside
 // the activations of a model that needs chunks.
 constexpr int64_t kChunkBytes = int64_t{448} << 20;
-constexpr int64_t kRowMultiple = 64;  // of the padded vocabulary: keeps rows of logits aligned
 
 class FusedCrossEntropy : public torch::autograd::Function<FusedCrossEntropy> {
  public:

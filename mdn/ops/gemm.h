@@ -11,6 +11,9 @@ namespace mdn::ops {
 /// between), else in the operands' type and then converted.
 at::Tensor product(const at::Tensor& a, const at::Tensor& b, at::ScalarType type);
 
+/// Rows of packed weights are filled up to a multiple of it: keeps rows of the products aligned.
+inline constexpr int64_t kRowMultiple = 64;
+
 /// The rows of several [rows, D] weights under each other, converted to `type`, in one copy; then
 /// rows of zeros up to a multiple of `multiple`.
 at::Tensor pack_rows(const std::vector<at::Tensor>& weights, at::ScalarType type,

@@ -20,7 +20,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr const char* kOp = "residual_mixer";
-constexpr int64_t kRowMultiple = 64;  // of the packed projections: keeps rows aligned
 
 // The block as the node keeps it from the forward to the backward pass.
 struct Kept : torch::CustomClassHolder {

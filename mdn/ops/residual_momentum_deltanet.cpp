@@ -23,7 +23,6 @@ using torch::autograd::variable_list;
 using Options = ResidualMomentumDeltaNetOptions;
 
 constexpr const char* kOp = "residual_momentum_deltanet";
-constexpr int64_t kRowMultiple = 64;  // of the packed projections: keeps rows aligned
 
 // The weights in the order in which autograd sees them.
 enum Weight {
