@@ -49,7 +49,7 @@ struct Call {
   kernels::KimiDeltaRuleProblem on_device(Tensor& memory) const {
     kernels::KimiDeltaRuleProblem p = problem;
     if (cu_seqlens) {
-      memory = cu_seqlens->to(x.q.device());
+      memory = to_device(*cu_seqlens, x.q.device());
       p.cu_seqlens = memory.const_data_ptr<int64_t>();
     }
     return p;

@@ -294,7 +294,7 @@ class FusedResidualMomentumDeltanet
                 std::optional<double>, bool, bool)>();
     const at::Tensor x = x_in.contiguous();
     const at::ScalarType type = x.scalar_type();
-    const at::Tensor device_cu = cu_seqlens ? cu_seqlens->to(x.device()) : at::Tensor();
+    const at::Tensor device_cu = cu_seqlens ? to_device(*cu_seqlens, x.device()) : at::Tensor();
     const Block block(o, x, weights.vec(), device_cu);
     const DeviceScope device(x);
     void* stream = device.stream();

@@ -95,7 +95,8 @@ class FusedShortConv : public torch::autograd::Function<FusedShortConv> {
     const auto wide = [](const at::Tensor& t) { return t.to(at::kFloat).contiguous(); };
     const at::Tensor x = row_stride(x_in, x_in.size(2)) ? x_in : x_in.contiguous();
     const at::Tensor weight = wide(weight_in), bias = bias_in ? wide(*bias_in) : at::Tensor();
-    const at::Tensor cu_seqlens = cu_seqlens_in ? cu_seqlens_in->to(x_in.device()) : at::Tensor();
+    const at::Tensor cu_seqlens =
+        cu_seqlens_in ? to_device(*cu_seqlens_in, x_in.device()) : at::Tensor();
     ctx->save_for_backward({x, weight, bias, cu_seqlens});
     ctx->saved_data["type"] = weight_in.scalar_type();
     return ops::forward(x, weight, bias, cu_seqlens);

@@ -47,6 +47,10 @@ void TensorCheck::operator()(const at::Tensor& x, const char* name, at::IntArray
             c10::toString(type), device.str());
 }
 
+at::Tensor to_device(const at::Tensor& x, c10::Device device) {
+  return x.to(device, /*non_blocking=*/!x.is_pinned());
+}
+
 at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
                             c10::Device device) {
   MDN_CHECK(
@@ -63,7 +67,9 @@ at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_
     MDN_CHECK(cu[n] <= cu[n + 1], "{}: cu_seqlens[{}] = {} is above cu_seqlens[{}] = {}", op, n,
               cu[n], n + 1, cu[n + 1]);
   }
-  return device.is_cpu() ? host : cu_seqlens.to(device).contiguous();
+  return device.is_cpu()       ? host
+         : cu_seqlens.is_cpu() ? to_device(host, device)
+                               : cu_seqlens.to(device).contiguous();
 }
 
 std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last) {

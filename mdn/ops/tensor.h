@@ -50,6 +50,10 @@ struct TensorCheck {
   }
 };
 
+/// A tensor of the CPU on a device, without waiting for what is queued there: memory that is not
+/// pinned is read before the copy returns.
+at::Tensor to_device(const at::Tensor& x, c10::Device device);
+
 /// Checks sequence boundaries [N + 1] int64 of B = 1 rows of T tokens: start 0, end T, never
 /// falling. Returns them contiguous on `device`. Boundaries on a GPU are copied back to be checked.
 at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_t B, int64_t T,
