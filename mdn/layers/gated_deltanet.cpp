@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "mdn/core/error.h"
+#include "mdn/ops/decay_gates.h"
 #include "mdn/ops/gated_delta_rule.h"
 
 namespace mdn::layers {
@@ -16,12 +17,9 @@ std::vector<StateField> GatedDeltaNetState::fields() {
 }
 
 DeltaGates delta_gates(const GatedDeltaNetWeights& w, bool allow_neg_eigval, const Projected& x) {
-  const at::Tensor raw = x(w.a_proj);
-  const auto type = gate_type(raw);
-  const at::Tensor a = raw.to(type) + w.dt_bias.to(type);
-  const at::Tensor beta = x(w.b_proj).to(type).sigmoid();
-  return {.alpha = (-w.A_log.to(type).exp() * at::softplus(a)).exp(),
-          .beta = allow_neg_eigval ? 2 * beta : beta};
+  const auto gates = ops::decay_gates(x(w.a_proj), x(w.b_proj), w.A_log, w.dt_bias,
+                                      {.max_beta = allow_neg_eigval ? 2.0 : 1.0});
+  return {.alpha = gates.alpha, .beta = gates.beta};
 }
 
 LayerParts delta_parts(const GatedDeltaNetWeights& w, std::vector<at::Tensor> others) {

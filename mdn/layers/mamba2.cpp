@@ -4,6 +4,7 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/short_conv.h"
+#include "mdn/ops/decay_gates.h"
 #include "mdn/ops/gated_delta_rule.h"
 #include "mdn/ops/rms_norm.h"
 
@@ -51,7 +52,6 @@ at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State
   const auto parts = input.split(w.in_proj, columns, w.in_proj_bias);
   const at::Tensor z = parts[0], dt_raw = parts[4];
   const int64_t batch = z.size(0), T = z.size(1);
-  const auto type = gate_type(z);
   // x, B, C: convolved apart, so that each is contiguous, but for a state, which holds them
   // together
   const std::vector<int64_t> sizes(columns.begin() + 1, columns.begin() + 4);
@@ -71,9 +71,9 @@ at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State
   const at::Tensor B = xBC[1].unflatten(-1, {o.num_groups, o.state_size});
   const at::Tensor C = xBC[2].unflatten(-1, {o.num_groups, o.state_size});
 
-  const at::Tensor dt =
-      at::softplus(dt_raw.to(type) + w.dt_bias.to(type)).clamp(o.dt_limit_low, o.dt_limit_high);
-  const at::Tensor alpha = (-w.A_log.to(type).exp() * dt).exp();
+  const auto gates = ops::decay_gates(dt_raw, {}, w.A_log, w.dt_bias,
+                                      {.low = o.dt_limit_low, .high = o.dt_limit_high});
+  const at::Tensor &alpha = gates.alpha, &dt = gates.dt;
   const at::Tensor no_prediction = at::zeros_like(dt);
 
   at::Tensor y;

@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "mdn/ops/cross_entropy.h"
+#include "mdn/ops/decay_gates.h"
 #include "mdn/ops/kimi_delta_rule.h"
 #include "mdn/ops/momentum_gates.h"
 #include "mdn/ops/residual_mlp.h"
@@ -212,6 +213,40 @@ TEST_P(CudaOps, MomentumGatesMatchATen) {
       }
     }
   }
+}
+
+TEST_P(CudaOps, DecayGatesMatchATen) {
+  for (const int64_t HV : pick<int64_t>({1, 2, 6, 32, 33, 70}, {6, 33})) {
+    for (const int64_t T : pick<int64_t>({1, 63, 65, 2048}, {1, 65})) {
+      SCOPED_TRACE(fmt::format("HV {} T {}", HV, T));
+      compare(
+          {random({2, T, HV}, 3), random({2, T, HV}, 3), random({HV}), random({HV})},
+          [](const Tensors& x) -> Tensors {
+            const auto y = decay_gates(x[0], x[1], x[2], x[3], {.max_beta = 2});
+            return {y.alpha, y.dt, y.beta};
+          },
+          2 * T);
+      compare(
+          {random({2, T, HV}, 3), random({HV}), random({HV})},
+          [](const Tensors& x) -> Tensors {
+            // limits that no softplus of a 16-bit number and a bias lies next to
+            const auto y = decay_gates(x[0], {}, x[1], x[2], {.low = 0.1234567, .high = 2.345678});
+            return {y.alpha, y.dt};
+          },
+          2 * T);
+    }
+  }
+}
+
+// As in GDN, which does not look at dt, and as columns of wider rows.
+TEST(CudaDecayGates, OfColumns) {
+  compare(
+      {random({2, 70, 50}), random({6}), random({6})},
+      [](const Tensors& x) -> Tensors {
+        const auto y = decay_gates(x[0].narrow(2, 3, 6), x[0].narrow(2, 21, 6), x[1], x[2]);
+        return {y.alpha, y.beta};
+      },
+      140);
 }
 
 TEST_P(CudaOps, LinearCrossEntropyMatchesATen) {

@@ -1,6 +1,7 @@
 // The CUDA backend of a build without CUDA: every function says so.
 #include "mdn/core/error.h"
 #include "mdn/kernels/cross_entropy.h"
+#include "mdn/kernels/decay_gates.h"
 #include "mdn/kernels/kimi_delta_rule.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 #include "mdn/kernels/momentum_gates.h"
@@ -97,6 +98,16 @@ void momentum_gates_forward(const MomentumGatesForward&, Stream) {
 }
 void momentum_gates_backward(const MomentumGatesBackward&, Stream) {
   unavailable("momentum_gates backward");
+}
+
+size_t decay_gates_backward_workspace(const DecayGatesProblem&) {
+  unavailable("decay_gates");
+}
+void decay_gates_forward(const DecayGatesForward&, Stream) {
+  unavailable("decay_gates forward");
+}
+void decay_gates_backward(const DecayGatesBackward&, Stream) {
+  unavailable("decay_gates backward");
 }
 
 void cross_entropy(const CrossEntropy&, Stream) {
