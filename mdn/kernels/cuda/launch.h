@@ -44,4 +44,33 @@ void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int thr
   }
 }
 
+/// As launch(), but blocks may start while the kernel before still runs: the kernel itself waits
+/// (ptx::wait_for_dependencies) before it reads what that one writes.
+template <typename... Params, typename... Args>
+void launch_early(const char* name, void (*kernel)(Params...), int64_t blocks, int threads,
+                  size_t shared, cudaStream_t stream, Args&&... args) {
+  if (blocks == 0) {
+    return;
+  }
+  cudaError_t status =
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  if (status == cudaSuccess) {
+    status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
+  }
+  if (status != cudaSuccess) {
+    throw_cuda_error(status, name, __FILE__, __LINE__);
+  }
+}
+
 }  // namespace mdn::kernels::cuda

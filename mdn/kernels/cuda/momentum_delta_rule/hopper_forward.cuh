@@ -9,35 +9,6 @@
 
 namespace mdn::kernels::cuda {
 
-/// As launch(), but blocks may start while the kernel before still runs: the kernel itself waits
-/// (ptx::wait_for_dependencies) before it reads what that one writes.
-template <typename... Params, typename... Args>
-void launch_early(const char* name, void (*kernel)(Params...), int64_t blocks, int threads,
-                  size_t shared, cudaStream_t stream, Args&&... args) {
-  if (blocks == 0) {
-    return;
-  }
-  cudaError_t status =
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  if (status == cudaSuccess) {
-    status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
-  }
-  if (status != cudaSuccess) {
-    throw_cuda_error(status, name, __FILE__, __LINE__);
-  }
-}
-
 inline hopper::ItemOrder item_order(const MomentumDeltaRuleProblem& problem,
                                     const HopperForwardConfig& config) {
   const auto rows = static_cast<int>(problem.cu_seqlens == nullptr ? problem.N : 1);
@@ -65,10 +36,10 @@ void launch_hopper_prepare(const MomentumDeltaRuleForward& call, const HopperFor
                                      static_cast<float>(problem.scale),
                                      problem.l2norm};
   const auto run = [&]<int K>() {
-    launch("launch of prepare",
-           params.group == 1 ? hopper::prepare<T, K, false> : hopper::prepare<T, K, true>,
-           config.prepare_blocks, hopper::kPrepareThreads, sizeof(hopper::PrepareShared<K>), stream,
-           arguments.q, arguments.k, params);
+    launch_early("launch of prepare",
+                 params.group == 1 ? hopper::prepare<T, K, false> : hopper::prepare<T, K, true>,
+                 config.prepare_blocks, hopper::kPrepareThreads, sizeof(hopper::PrepareShared<K>),
+                 stream, arguments.q, arguments.k, params);
   };
   switch (problem.K) {
     case 64:

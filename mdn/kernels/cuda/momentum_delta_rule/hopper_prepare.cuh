@@ -71,13 +71,13 @@ struct ChunkGates {
 /// The masks in factored form: inside a block by element, beyond it through the row at the end of
 /// the block before. Inside a block H[t, j] = pi_t G[t-1, j].
 struct ChunkMasks {
-  float G[kChunk][kBlockTokens];  // G[t, j] for j in t's block, 0 for j > t
-  float a[kChunk];                // of t in its block: a'_t, b'_t, c'_t, e'_t, m'_t
-  float b[kChunk];
-  float c[kChunk];
-  float e[kChunk];
+  float G[kChunk][kBlockTokens + 8];  // G[t, j] for j in t's block, 0 for j > t; no bank conflicts
+  float a[kChunk + 1];                // of t in its block: a'_t, b'_t, c'_t, e'_t, m'_t; two of
+  float b[kChunk + 1];                // them are written at once, to different banks
+  float c[kChunk + 1];
+  float e[kChunk + 1];
   float m[kChunk];
-  float end_G[kBlocks][kChunk + 4];  // row of G at the end of each block, all columns
+  alignas(16) float end_G[kBlocks][kChunk + 4];  // row of G at the end of each block, all columns
   float end_Mu[kBlocks][kChunk + 4];
 };
 
@@ -111,29 +111,53 @@ struct PrepareShared {
   uint64_t loaded;
 };
 
-/// rq, rk of the chunk's rows: 1 / sqrt(sum x^2 + 1e-6), or 1; 0 past the end.
+/// rq of the chunk's rows: 1 / sqrt(sum q^2 + 1e-6), or 1; 0 past the end. Two threads a row.
 template <class T, int K>
-__device__ __forceinline__ void row_norms(PrepareShared<K>& shared, int length, bool l2norm,
-                                          int thread) {
-  const int row = thread % kChunk;
-  const int which = thread / kChunk;  // 0: q, 1: k
-  float sum = 0;
+__device__ __forceinline__ void query_norms(PrepareShared<K>& shared, int length, bool l2norm,
+                                            int thread) {
+  const int row = thread / 2;
+  float sums[2] = {0, 0};
   if (l2norm) {
 #pragma unroll
     for (int box = 0; box < K / 64; ++box) {
 #pragma unroll
-      for (int unit = 0; unit < 8; ++unit) {
-        const uint4 words = *reinterpret_cast<const uint4*>(&shared.tiles[which][box][row * 128] +
+      for (int i = 0; i < 4; ++i) {
+        const int unit = 4 * (thread % 2) + i;
+        const uint4 words = *reinterpret_cast<const uint4*>(&shared.tiles[0][box][row * 128] +
                                                             ((unit ^ (row % 8)) * 16));
         for (const uint32_t word : {words.x, words.y, words.z, words.w}) {
           const float2 x = ptx::unpack<T>(word);
-          sum = fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+          sums[0] = fmaf(x.x, x.x, sums[0]);
+          sums[1] = fmaf(x.y, x.y, sums[1]);
         }
       }
     }
   }
-  const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
-  (which == 0 ? shared.rq : shared.rk)[row] = row < length ? norm : 0.0f;
+  const float sum = sum_of_lanes<2>(sums[0] + sums[1]);
+  if (thread % 2 == 0) {
+    const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
+    shared.rq[row] = row < length ? norm : 0.0f;
+  }
+}
+
+/// rk likewise, from the diagonal of K K^T.
+template <int K>
+__device__ __forceinline__ void key_norms(PrepareShared<K>& shared, const float (&KK)[32],
+                                          int length, bool l2norm, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = 0;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int at = 4 * (2 * block + i) + 2 * i;
+      sum = block == warp ? (lane / 4 % 2 == 0 ? KK[at] : KK[at + 1]) : sum;
+    }
+    if (lane % 4 == lane / 8) {
+      const int row = warp * kBlockTokens + lane / 4 + 8 * i;
+      const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
+      shared.rk[row] = row < length ? norm : 0.0f;
+    }
+  }
 }
 
 /// Asks for the gates of the warp's own block of tokens, a lane a token; neutral past the chunk's
@@ -245,53 +269,70 @@ __device__ __forceinline__ void write_vectors(ChunkVectors& out, const ChunkMask
 }
 
 /// A = I + (H o KK^T) D, and P becomes PG = scale (P o G) D, from the scores in wgmma's accumulator
-/// layout: warp w holds rows of block w. Every element takes the same path, by factors that are 0
-/// or not: in blocks before w rank two, in block w the element, beyond 0.
+/// layout: warp w holds rows of block w. In blocks before w the masks are of rank two, beyond it 0.
 template <int K>
 __device__ __forceinline__ void apply_masks(PrepareShared<K>& shared, const ChunkGates& gates,
                                             const float (&P)[32], const float (&KK)[32],
                                             float (&PG)[32], float scale, int warp, int lane) {
   const ChunkMasks& masks = shared.masks;
   const int pair = 2 * (lane % 4);
-  const int before = warp == 0 ? 0 : warp - 1;
+  const int row = warp * kBlockTokens + lane / 4;  // and row + 8
+  float a[2], b[2], e[2], c[2], row_P[2], row_KK[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int t = warp * kBlockTokens + lane / 4 + 8 * i;
-    const float a = masks.a[t];
-    const float b = masks.b[t];
-    const float e = masks.e[t];
-    const float c = masks.c[t];
-    const float pi = gates.pi[t];
-    const float row_P = scale * shared.rq[t];
-    const float row_KK = shared.rk[t];
+    const int t = row + 8 * i;
+    a[i] = masks.a[t];
+    b[i] = masks.b[t];
+    e[i] = masks.e[t];
+    c[i] = masks.c[t];
+    row_P[i] = scale * shared.rq[t];
+    row_KK[i] = shared.rk[t];
+  }
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const bool below = j / 2 < warp;
-      const bool inside = j / 2 == warp;
-      const int column = 8 * j + pair;
-      const int local = j % 2 * 8 + pair;
-      const float2 x = *reinterpret_cast<const float2*>(below ? &masks.end_G[before][column]
-                                                              : &masks.G[t][local]);
-      const float2 y = *reinterpret_cast<const float2*>(&masks.end_Mu[before][column]);
-      const float2 z = *reinterpret_cast<const float2*>(&masks.G[t == 0 ? 0 : t - 1][local]);
+  for (int j = 0; j < 8; ++j) {
+    const int column = 8 * j + pair;
+    float2 A[2] = {};
+    if (j / 2 <= warp) {
+      float2 G[2];
+      float2 H[2];
+      if (j / 2 < warp) {
+        const float2 x = *reinterpret_cast<const float2*>(&masks.end_G[warp - 1][column]);
+        const float2 y = *reinterpret_cast<const float2*>(&masks.end_Mu[warp - 1][column]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          G[i] = {fmaf(a[i], x.x, b[i] * y.x), fmaf(a[i], x.y, b[i] * y.y)};
+          H[i] = {fmaf(e[i], x.x, c[i] * y.x), fmaf(e[i], x.y, c[i] * y.y)};
+        }
+      } else {
+        const int local = j % 2 * 8 + pair;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int t = row + 8 * i;
+          const float pi = gates.pi[t];
+          G[i] = *reinterpret_cast<const float2*>(&masks.G[t][local]);
+          const float2 z = *reinterpret_cast<const float2*>(&masks.G[t == 0 ? 0 : t - 1][local]);
+          H[i] = {column < t ? pi * z.x : 0.0f, column + 1 < t ? pi * z.y : 0.0f};
+        }
+      }
       const float2 rk = *reinterpret_cast<const float2*>(&shared.rk[column]);
       const float2 eta = *reinterpret_cast<const float2*>(&gates.eta[column]);
-      const float G_x = below ? a : inside ? 1.0f : 0.0f;
-      const float G_y = below ? b : 0.0f;
-      const float H_x = below ? e : 0.0f;
-      const float H_y = below ? c : 0.0f;
-      const float2 H_z = {inside && column < t ? pi : 0.0f, inside && column + 1 < t ? pi : 0.0f};
-      const float2 G = {fmaf(G_x, x.x, G_y * y.x), fmaf(G_x, x.y, G_y * y.y)};
-      const float2 H = {fmaf(H_x, x.x, fmaf(H_y, y.x, H_z.x * z.x)),
-                        fmaf(H_x, x.y, fmaf(H_y, y.y, H_z.y * z.y))};
       const float2 D = {rk.x * eta.x, rk.y * eta.y};
-      const int at = 4 * j + 2 * i;
-      PG[at] = row_P * D.x * (P[at] * G.x);
-      PG[at + 1] = row_P * D.y * (P[at + 1] * G.y);
-      float2 A = {row_KK * D.x * (KK[at] * H.x), row_KK * D.y * (KK[at + 1] * H.y)};
-      A.x = column == t ? 1.0f : A.x;
-      A.y = column + 1 == t ? 1.0f : A.y;
-      *reinterpret_cast<float2*>(&shared.after.A[t][column]) = A;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = row + 8 * i;
+        const int at = 4 * j + 2 * i;
+        PG[at] = row_P[i] * D.x * (P[at] * G[i].x);
+        PG[at + 1] = row_P[i] * D.y * (P[at + 1] * G[i].y);
+        A[i] = {row_KK[i] * D.x * (KK[at] * H[i].x), row_KK[i] * D.y * (KK[at + 1] * H[i].y)};
+        A[i].x = column == t ? 1.0f : A[i].x;
+        A[i].y = column + 1 == t ? 1.0f : A[i].y;
+      }
+    } else {
+      PG[4 * j] = PG[4 * j + 1] = PG[4 * j + 2] = PG[4 * j + 3] = 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      *reinterpret_cast<float2*>(&shared.after.A[row + 8 * i][column]) = A[i];
     }
   }
 }
@@ -424,7 +465,8 @@ __device__ __forceinline__ void round_record(PrepareShared<K>& shared, int lengt
   auto& after = shared.after;
   ChunkVectors& vectors = after.vectors;
   const int warp = thread / 32;
-  float4 rows[4][2];  // 8 columns of 4 rows
+  float4 rows[4][2];  // 8 columns of 4 rows, half of the lanes the upper 4 first: no bank conflicts
+  const int upper = thread / 4 % 2;
   float largest = 0;
   float largest_row = 0;
 #pragma unroll
@@ -433,7 +475,8 @@ __device__ __forceinline__ void round_record(PrepareShared<K>& shared, int lengt
     float sum = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float4 x = *reinterpret_cast<const float4*>(&after.A[row][thread % 8 * 8 + 4 * half]);
+      float4 x =
+          *reinterpret_cast<const float4*>(&after.A[row][thread % 8 * 8 + 4 * (half ^ upper)]);
       if (row >= length) {
         x = {0, 0, 0, 0};
       }
@@ -465,8 +508,12 @@ __device__ __forceinline__ void round_record(PrepareShared<K>& shared, int lengt
     };
     const float4 x = rows[i][0];
     const float4 y = rows[i][1];
-    *reinterpret_cast<uint4*>(after.T + parts::box_offset(row, thread % 8 * 8)) = {
-        word(x.x, x.y), word(x.z, x.w), word(y.x, y.y), word(y.z, y.w)};
+    const uint2 first = {word(x.x, x.y), word(x.z, x.w)};
+    const uint2 second = {word(y.x, y.y), word(y.z, y.w)};
+    const uint2 low = upper == 0 ? first : second;
+    const uint2 high = upper == 0 ? second : first;
+    *reinterpret_cast<uint4*>(after.T + parts::box_offset(row, thread % 8 * 8)) = {low.x, low.y,
+                                                                                   high.x, high.y};
   }
   if (thread < kChunk) {
     vectors.g[thread] *= up;
@@ -548,6 +595,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
   ChunkVectors& vectors = after.vectors;
   const ItemOrder& order = params.order;
   const int members = kGrouped ? params.group : 1;
+  ptx::wait_for_dependencies();  // launched early: on the chunk table
   ptx::launch_dependents();
   if (threadIdx.x == 0) {
     shared.items[0] = order.item(static_cast<int>(blockIdx.x));
@@ -609,7 +657,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
           ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(KK, k, k, step != 0);
         }
         ptx::wgmma_commit();
-        row_norms<T, K>(shared, chunk.length, params.l2norm, thread);
+        query_norms<T, K>(shared, chunk.length, params.l2norm, thread);
         if (thread == 0) {
           publish_last(shared, params);
           const Item next = ticket_item(shared, params, ticket);
@@ -621,6 +669,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
         ptx::wgmma_wait<0>();
         ptx::wgmma_touch(P);
         ptx::wgmma_touch(KK);
+        key_norms<K>(shared, KK, chunk.length, params.l2norm, warp, lane);
       } else if (thread == 0) {
         publish_last(shared, params);  // the record of the member before has left shared memory
       }
