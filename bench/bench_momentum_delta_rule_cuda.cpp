@@ -48,6 +48,7 @@ constexpr Shape kShapes[] = {
     {"8,4096,8,128,128", 8, 4096, 8, 128, 128, "1.69 / 7.62, 2023 MiB", "0.91 / 3.41, 868 MiB"},
     {"4,4096,6,256,512", 4, 4096, 6, 256, 512, "4.17 / 11.98, 2751 MiB", "not measured"},
     {"1,32768,8,128,128", 1, 32768, 8, 128, 128, "not measured", "not measured"},
+    {"1,4096,6,128,256", 1, 4096, 6, 128, 256, "not measured", "not measured"},
 };
 
 /// The tensors and calls of one shape.

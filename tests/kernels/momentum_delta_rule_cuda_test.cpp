@@ -109,6 +109,14 @@ std::vector<MomentumDeltaRuleCase> cuda_cases() {
        .key_cosine = 0.95,
        .value_scale = 100,
        .momentum = false});
+  add({.name = "tiles_cut_into_segments",
+       .T = 2100,
+       .H = 1,
+       .HV = 1,
+       .K = 64,
+       .V = 64,
+       .gates = Gates::kSlowDecay,
+       .l2norm = true});
   add({.name = "several_windows", .T = 400, .H = 2, .HV = 4, .K = 160, .V = 288});
   add({.name = "widest", .T = 40, .H = 1, .HV = 1, .K = 512, .V = 512});
   add({.name = "wide_and_odd", .T = 40, .H = 1, .HV = 2, .K = 301, .V = 70, .l2norm = true});

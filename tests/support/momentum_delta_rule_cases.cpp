@@ -228,6 +228,8 @@ GateValues draw_gates(Gates gates, int64_t t, Random& random) {
       return {1, 1, u(0, 0.2), u(0, 0.1)};
     case Gates::kSlowMomentum:
       return {u(0.95, 1), u(0.97, 0.999), mild.eta, u(0, 0.1)};
+    case Gates::kSlowDecay:
+      return {u(0.998, 1), u(0.5, 0.9), u(0, 1), u(0, 0.3)};
   }
   return mild;
 }

@@ -23,6 +23,7 @@ enum class Gates {
   kNoMomentum,    // mu 0: the gated delta rule
   kAlphaMuOne,    // alpha = mu = 1, beta and eta small
   kSlowMomentum,  // mu 0.97-0.999, beta up to 0.1
+  kSlowDecay,  // alpha 0.998-1, mu 0.5-0.9, eta 0-1, beta up to 0.3: memory of hundreds of tokens
 };
 
 enum class Prediction { kTied, kZero, kOne, kRandom };  // pi; tied: null

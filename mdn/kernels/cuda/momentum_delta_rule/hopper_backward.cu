@@ -9,6 +9,8 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_launch.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/segment_states.h"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
 
 namespace mdn::kernels::cuda {
@@ -35,10 +37,11 @@ struct Plan {
   size_t S, M, dS, dM, R;
   size_t partial;  // bytes of the fp32 sums of dq, and of dk; 0 without shared heads
   size_t d_q, d_k;
+  size_t ends;  // SegmentEnds
   size_t bytes;
 };
 
-Plan make_plan(const MomentumDeltaRuleProblem& problem) {
+Plan make_plan(const MomentumDeltaRuleProblem& problem, int segments) {
   Plan plan{};
   plan.entries = max_chunks(problem, kChunk);
   const auto K = static_cast<size_t>(problem.K);
@@ -63,8 +66,34 @@ Plan make_plan(const MomentumDeltaRuleProblem& problem) {
   plan.partial = HV == H ? 0 : round_up(static_cast<size_t>(tokens(problem)) * HV * K * 4);
   plan.d_q = plan.R + round_up(chunks * heads * kChunk * V * 2);
   plan.d_k = plan.d_q + plan.partial;
-  plan.bytes = plan.d_k + plan.partial;
+  plan.ends = plan.d_k + plan.partial;
+  plan.bytes = plan.ends + segment_ends_bytes(problem, segments);
   return plan;
+}
+
+/// From here on a segment has its own states: those that the forward pass left, and their gradients
+/// from the maps that it left.
+template <class E>
+void find_segment_states(const MomentumDeltaRuleBackward& call, const DeviceFacts& device,
+                         const Plan& plan, Arguments& args, cudaStream_t stream) {
+  const MomentumDeltaRuleProblem& problem = call.problem;
+  auto* saved = static_cast<char*>(const_cast<void*>(call.saved));  // read only
+  const SegmentMemory memory =
+      segment_memory(problem, args.segments, saved + hopper_record_bytes(problem));
+  const SegmentEnds ends =
+      segment_ends(problem, args.segments, static_cast<char*>(call.workspace) + plan.ends);
+  clear_unknown(problem, ends.unknown, stream);
+  Arguments of_ends = args;
+  of_ends.d_initial_S = ends.end_S;
+  of_ends.d_initial_M = ends.end_M;
+  launch_hopper_segment_ends<E>(of_ends, problem.momentum, device.multiprocessors, stream);
+  launch_segment_ends(call, args.segments, memory, ends, stream);
+  args.initial_S = memory.start_S;
+  args.initial_M = memory.start_M;
+  args.d_final_S = ends.end_S;
+  args.d_final_M = ends.end_M;
+  args.unknown_starts = memory.unknown;
+  args.unknown_ends = ends.unknown;
 }
 
 template <class E>
@@ -72,6 +101,9 @@ void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const
          Arguments args, cudaStream_t stream) {
   const MomentumDeltaRuleProblem& problem = call.problem;
   const auto HV = static_cast<int>(problem.HV);
+  if (args.segments > 1) {
+    find_segment_states<E>(call, device, plan, args, stream);
+  }
   for (int head = 0; head < HV; head += plan.heads) {
     args.head = head;
     args.heads = HV - head < plan.heads ? HV - head : plan.heads;
@@ -91,14 +123,16 @@ bool hopper_supports_backward(const MomentumDeltaRuleProblem& problem, const Dev
          V && tokens(problem) < kLargest && problem.N * problem.HV * (problem.V / 64) < kLargest;
 }
 
-size_t hopper_backward_workspace(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
-  return make_plan(problem).bytes;
+size_t hopper_backward_workspace(const MomentumDeltaRuleProblem& problem,
+                                 const DeviceFacts& device) {
+  return make_plan(problem, choose_segments(problem, device)).bytes;
 }
 
 void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& device,
                      cudaStream_t stream) {
   const MomentumDeltaRuleProblem& problem = call.problem;
-  const Plan plan = make_plan(problem);
+  const int segments = choose_segments(problem, device);
+  const Plan plan = make_plan(problem, segments);
   auto* workspace = static_cast<uint8_t*>(call.workspace);
   const ChunkTable table = make_chunk_table(problem, kChunk, workspace + plan.table, stream);
 
@@ -140,7 +174,8 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.d_initial_S = static_cast<float*>(call.d_initial_S);
   args.d_initial_M = static_cast<float*>(call.d_initial_M);
   args.scale = static_cast<float>(problem.scale);
-  args.sequences = static_cast<int>(problem.N);
+  args.segments = segments;
+  args.sequences = static_cast<int>(problem.N * segments);
   args.K = static_cast<int>(problem.K);
   args.V = static_cast<int>(problem.V);
   args.HV = static_cast<int>(problem.HV);

@@ -14,6 +14,13 @@ template <class E>
 void launch_hopper_backward(const backward_pass::Arguments& args, bool momentum,
                             int multiprocessors, cudaStream_t stream);
 
+/// Before them, where sequences are cut into segments (args.segments): args.d_initial_S and _M
+/// [N segments, HV, V, K] of segment i get the gradients of the states that segment i + 1 starts
+/// with, were those that it ends with 0; for the last one args.d_final_S and _M [N, HV, V, K].
+template <class E>
+void launch_hopper_segment_ends(const backward_pass::Arguments& args, bool momentum,
+                                int multiprocessors, cudaStream_t stream);
+
 /// What is left to do for dq and dk when all heads are done (finish_rows_kernel).
 template <class E>
 void launch_hopper_finish(const MomentumDeltaRuleBackward& call,

@@ -25,6 +25,7 @@
 
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.cuh"
 #include "mdn/kernels/cuda/parts/fragment.cuh"
 #include "mdn/kernels/cuda/parts/tile.cuh"
 #include "mdn/kernels/cuda/ptx/descriptor.cuh"
@@ -56,9 +57,9 @@ struct Arguments {
   const float* eta;
   const float* beta;
   const float* pi;         // null: alpha
-  const float* initial_S;  // [N, HV, V, K] or null
+  const float* initial_S;  // [N segments, HV, V, K] or null
   const float* initial_M;
-  const float* d_final_S;
+  const float* d_final_S;  // the same
   const float* d_final_M;
   void* d_v_rows;
   void* d_q;  // E [tokens, HV, K]; with shared heads fp32 partial sums
@@ -68,8 +69,12 @@ struct Arguments {
   float* d_eta;
   float* d_beta;
   float* d_pi;
-  float* d_initial_S;  // null: not wanted
+  float* d_initial_S;  // [N, HV, V, K], null: not wanted
   float* d_initial_M;
+  int segments;                    // that a sequence is cut into, hopper_segments.h
+  const uint32_t* unknown_starts;  // [N, HV], null for one segment: segments at the sequence's end
+                                   // whose initial_S, initial_M are not known
+  const uint32_t* unknown_ends;    // at its beginning: d_final_S, d_final_M
   float scale;
   int sequences;
   int K;
@@ -80,6 +85,38 @@ struct Arguments {
   int group;     // value heads of a query/key head
   bool partial;  // d_q, d_k are fp32
 };
+
+/// What a block of a recurrence walks. Segments whose end in the direction of the walk has no known
+/// states are walked by the block of the last segment that has.
+struct Walk {
+  int sequence;
+  int segment;
+  int first;  // chunk table entries first .. last - 1
+  int last;
+  bool ends;  // at the sequence's end in the direction of the walk
+};
+
+template <bool kBackwards>
+__device__ __forceinline__ Walk find_walk(const Arguments& args, int state, int head) {
+  Walk walk;
+  walk.sequence = state / args.segments;
+  walk.segment = state % args.segments;
+  const int begin = args.begin[walk.sequence];
+  const int chunks = args.begin[walk.sequence + 1] - begin;
+  const uint32_t* unknown = kBackwards ? args.unknown_ends : args.unknown_starts;
+  const int lost =
+      unknown == nullptr ? 0 : static_cast<int>(unknown[int64_t{walk.sequence} * args.HV + head]);
+  const int outermost = kBackwards ? lost : args.segments - 1 - lost;
+  walk.ends = walk.segment == outermost;
+  walk.first = begin + segment_begin(chunks, walk.segment, args.segments);
+  walk.last = begin + segment_begin(chunks, walk.segment + 1, args.segments);
+  if (walk.ends) {
+    (kBackwards ? walk.first : walk.last) = kBackwards ? begin : begin + chunks;
+  } else if (kBackwards ? walk.segment < outermost : walk.segment > outermost) {
+    walk.last = walk.first;
+  }
+  return walk;
+}
 
 /// A ring of `kStages` buffers between the producer and the consumers.
 template <int kStages>

@@ -7,8 +7,23 @@
 
 namespace mdn::kernels::cuda::backward_pass {
 
-template <class E, int kK, int kBoxesV, bool kMomentum>
-__device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared, int sequence,
+/// The chain over a segment (or sequence) with outputs.
+template <int kK>
+__device__ __forceinline__ ChainWork chain_work(const Arguments& args, int state, int head) {
+  const Walk walk = find_walk<true>(args, state, head);
+  const int64_t size = int64_t{args.V} * kK;
+  const int64_t from = (int64_t{state} * args.HV + head) * size;
+  const int64_t to = (int64_t{walk.sequence} * args.HV + head) * size;
+  const auto given = [&](const float* x) { return x == nullptr ? nullptr : x + from; };
+  const auto wanted = [&](float* x) { return x == nullptr || !walk.ends ? nullptr : x + to; };
+  return {walk.first,
+          walk.last,
+          {given(args.d_final_S), given(args.d_final_M)},
+          {wanted(args.d_initial_S), wanted(args.d_initial_M)}};
+}
+
+template <class E, int kK, int kBoxesV, bool kMomentum, bool kWrites, class Work>
+__device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared, const Work& work,
                                           int head, int tile) {
   using Sp = Split<kK, kBoxesV, kMomentum>;
   using L = ChainShared<kK, kBoxesV, kMomentum>;
@@ -28,24 +43,26 @@ __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      chain_producer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, sequence, head, tile);
+      chain_producer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, work, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    chain_consumer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, sequence, head, tile);
+    chain_consumer<E, kK, kBoxesV, kMomentum, kWrites>(args, shared, barriers, work, head, tile);
   }
 }
 
 template <class E, int kK, int kBoxesV, bool kMomentum>
-__device__ __forceinline__ void run_states(const Arguments& args, uint8_t* shared, int sequence,
+__device__ __forceinline__ void run_states(const Arguments& args, uint8_t* shared, int state,
                                            int head, int tile) {
   using Sp = Split<kK, kBoxesV, kMomentum>;
   using L = StatesShared<kK, kBoxesV, kMomentum>;
   auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
   uint64_t* empty = full + L::kStages;
+  __shared__ Walk walk;  // here it takes no registers
   if (threadIdx.x == 0) {
+    walk = find_walk<false>(args, state, head);
     for (int i = 0; i < L::kStages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
       ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
@@ -58,13 +75,13 @@ __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* share
       ptx::registers_decrease<24>();
     }
     if (threadIdx.x % 128 == 0) {
-      states_producer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, sequence, head, tile);
+      states_producer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, walk, head, tile);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_increase<240>();
     }
-    states_consumer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, sequence, head, tile);
+    states_consumer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, walk, state, head, tile);
   }
 }
 
@@ -78,11 +95,20 @@ __global__ void __launch_bounds__(Split<kK, kBoxesV, kMomentum>::kThreads, 1)
   const int tiles = args.V / (64 * kBoxesV);
   const int tile = block % tiles;
   const int head = args.head + block / tiles % args.heads;
-  const int sequence = block / tiles / args.heads;
+  const int state = block / tiles / args.heads;
   if (static_cast<int>(blockIdx.x) < blocks) {
-    run_chain<E, kK, kBoxesV, kMomentum>(args, shared, sequence, head, tile);
+    if constexpr (kK == 256) {
+      const WholeChainWork work{args, state, head, int64_t{args.V} * kK};
+      run_chain<E, kK, kBoxesV, kMomentum, true>(args, shared, work, head, tile);
+    } else {
+      __shared__ ChainWork work;  // here it takes no registers
+      if (threadIdx.x == 0) {
+        work = chain_work<kK>(args, state, head);
+      }
+      run_chain<E, kK, kBoxesV, kMomentum, true>(args, shared, work, head, tile);
+    }
   } else {
-    run_states<E, kK, kBoxesV, kMomentum>(args, shared, sequence, head, tile);
+    run_states<E, kK, kBoxesV, kMomentum>(args, shared, state, head, tile);
   }
 }
 

@@ -59,18 +59,52 @@ struct ChainBarriers {
   static constexpr int kEmpty = L::kKeyStages + L::kQueryStages + L::kRestStages;
 };
 
-template <class E, int kK, int kBoxesV, bool kMomentum>
+/// What a block of the chain walks, from the last chunk to the first, in shared memory: chunk table
+/// entries, and the head's [V, K] gradients of the states that it starts and ends with.
+struct ChainWork {
+  int first_entry;
+  int last_entry;
+  const float* from[2];  // S, M; null: zeros
+  float* to[2];          // null: not wanted
+  __device__ __forceinline__ int first() const { return first_entry; }
+  __device__ __forceinline__ int last() const { return last_entry; }
+  __device__ __forceinline__ const float* from_S() const { return from[0]; }
+  __device__ __forceinline__ const float* from_M() const { return from[1]; }
+  __device__ __forceinline__ float* to_S() const { return to[0]; }
+  __device__ __forceinline__ float* to_M() const { return to[1]; }
+};
+
+/// The same of a sequence that is not cut, from the arguments, which takes no registers either:
+/// what ChainWork does with K = 256 makes the assembler spill.
+struct WholeChainWork {
+  const Arguments& args;
+  int sequence;
+  int head;
+  int64_t size;  // of the head's states
+  __device__ __forceinline__ int first() const { return args.begin[sequence]; }
+  __device__ __forceinline__ int last() const { return args.begin[sequence + 1]; }
+  template <class Float>
+  __device__ __forceinline__ Float* of_head(Float* x) const {
+    return x == nullptr ? nullptr : x + (int64_t{sequence} * args.HV + head) * size;
+  }
+  __device__ __forceinline__ const float* from_S() const { return of_head(args.d_final_S); }
+  __device__ __forceinline__ const float* from_M() const { return of_head(args.d_final_M); }
+  __device__ __forceinline__ float* to_S() const { return of_head(args.d_initial_S); }
+  __device__ __forceinline__ float* to_M() const { return of_head(args.d_initial_M); }
+};
+
+template <class E, int kK, int kBoxesV, bool kMomentum, class Work>
 __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* shared,
                                                ChainBarriers<kK, kBoxesV, kMomentum> barriers,
-                                               int sequence, int head, int tile) {
+                                               const Work& work, int head, int tile) {
   using S = Split<kK, kBoxesV, kMomentum>;
   using L = ChainShared<kK, kBoxesV, kMomentum>;
   constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
   Ring<L::kKeyStages> keys;
   Ring<L::kQueryStages> queries;
   Ring<L::kRestStages> rest;
-  const int first = args.begin[sequence];
-  int entry = args.begin[sequence + 1] - 1;
+  const int first = work.first();
+  int entry = work.last() - 1;
   Chunk next = args.chunks[entry < 0 ? 0 : entry];
   for (; entry >= first; --entry) {
     const Chunk chunk = next;  // read a chunk ahead: loads are slow beside copies
@@ -135,10 +169,11 @@ __device__ __forceinline__ void scaled_rows(uint32_t (&a)[4][4], uint32_t lane_a
   }
 }
 
-template <class E, int kK, int kBoxesV, bool kMomentum>
+/// kWrites false: nothing but the gradients of the states that the walk ends with.
+template <class E, int kK, int kBoxesV, bool kMomentum, bool kWrites, class Work>
 __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* shared,
                                                ChainBarriers<kK, kBoxesV, kMomentum> barriers,
-                                               int sequence, int head, int tile) {
+                                               const Work& work, int head, int tile) {
   using Sp = Split<kK, kBoxesV, kMomentum>;
   using L = ChainShared<kK, kBoxesV, kMomentum>;
   constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
@@ -155,16 +190,15 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
 
   float S[kRegisters];  // dS^T, dM^T
   [[maybe_unused]] float M[kRegisters];
-  // This thread's first element of the sequence's [V, K] states.
+  // This thread's first element of the head's [V, K] states.
   const auto state_offset = [&] {
     const int at = ptx::fresh_thread_index() % 128;
     const int v = 64 * v_box + 16 * (at / 32) + at % 32 / 4;
-    return ((static_cast<int64_t>(sequence) * args.HV + head) * args.V + v) * kK +
-           half * Sp::kWarpgroupK + 2 * (at % 4);
+    return v * kK + half * Sp::kWarpgroupK + 2 * (at % 4);
   };
-  load_state(S, args.d_final_S == nullptr ? nullptr : args.d_final_S + state_offset(), kK);
+  load_state(S, work.from_S() == nullptr ? nullptr : work.from_S() + state_offset(), kK);
   if constexpr (kMomentum) {
-    load_state(M, args.d_final_M == nullptr ? nullptr : args.d_final_M + state_offset(), kK);
+    load_state(M, work.from_M() == nullptr ? nullptr : work.from_M() + state_offset(), kK);
   }
 
   uint8_t* states = shared + L::kStates + warpgroup * Sp::kStates * Sp::kWarpgroupBoxesK * kBox;
@@ -175,8 +209,8 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   Ring<L::kKeyStages> keys;
   Ring<L::kQueryStages> queries;
   Ring<L::kRestStages> rest;
-  const int first = args.begin[sequence];
-  for (int entry = args.begin[sequence + 1] - 1; entry >= first; --entry) {
+  const int first = work.first();
+  for (int entry = work.last() - 1; entry >= first; --entry) {
     // Read anew for each chunk, so that no address is spilled across the loop.
     const int thread = ptx::fresh_thread_index() % 128;
     const int warp = thread / 32;
@@ -196,7 +230,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
         reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + rest.stage * kVectorBytes);
 
     // The gradients of the chunk's end states, rounded: to shared memory, from there to global.
-    if (thread == 0) {
+    if (kWrites && thread == 0) {
       ptx::store_wait_read<0>();
     }
     ptx::named_barrier(barrier_id, 128);
@@ -209,7 +243,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     }
     ptx::fence_async_shared();
     ptx::named_barrier(barrier_id, 128);
-    if (thread == 0) {
+    if (kWrites && thread == 0) {
       const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
       store_boxes<Sp::kWarpgroupBoxesK>(args.dS + at * kBox, states);
       if constexpr (kMomentum) {
@@ -385,7 +419,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       }
     }
     ptx::wgmma_commit();
-    if (half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
+    if (kWrites && half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
       uint8_t* dv = shared + (L::kOwnDV ? L::kDV : L::kRest + rest.stage * L::kRestBoxes * kBox) +
                     box_v * kBox;
       const uint32_t dv_box = ptx::shared_address(dv);
@@ -411,7 +445,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       if constexpr (!L::kOwnDV) {
         ptx::fence_async_shared();  // the copy engine refills the box
       }
-    } else if constexpr (!L::kOwnDV) {
+    } else if constexpr (kWrites && !L::kOwnDV) {
       ptx::named_barrier_arrive(6, 256);
     }
     ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
@@ -425,12 +459,12 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     queries.next();
     rest.next();
   }
-  if (args.d_initial_S != nullptr) {
-    store_state(args.d_initial_S + state_offset(), S, kK);
+  if (work.to_S() != nullptr) {
+    store_state(work.to_S() + state_offset(), S, kK);
   }
   if constexpr (kMomentum) {
-    if (args.d_initial_M != nullptr) {
-      store_state(args.d_initial_M + state_offset(), M, kK);
+    if (work.to_M() != nullptr) {
+      store_state(work.to_M() + state_offset(), M, kK);
     }
   }
   if (threadIdx.x % 128 == 0) {

@@ -9,6 +9,8 @@
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/segment_states.h"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
 
 namespace mdn::kernels::cuda {
@@ -44,7 +46,9 @@ size_t progress_bytes(const MomentumDeltaRuleProblem& problem) {
 HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& problem,
                                           const DeviceFacts& device) {
   HopperForwardConfig config;
-  const int64_t tiles = problem.N * problem.HV * (problem.V / kTileChannels);
+  config.segments = choose_segments(problem, device);
+  config.map_blocks = config.segments == 1 ? 0 : segment_map_blocks(problem, config.segments);
+  const int64_t tiles = problem.N * config.segments * problem.HV * (problem.V / kTileChannels);
   const int64_t pairs = tiles / 2;  // exact where pairs can be taken
   config.split = problem.K > 128;
   if (!config.split && problem.V % (2 * kTileChannels) == 0 &&
@@ -58,12 +62,16 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
   const int64_t blocks_each = config.split ? 3 : 4;  // that fit a multiprocessor
   config.prepare_items = chunks * problem.H;
   config.prepare_blocks = std::min(config.prepare_items, SMs * blocks_each);
-  const int64_t waves = (config.recurrence_blocks + SMs - 1) / SMs;
-  config.helpers_from =
-      static_cast<int>(waves == 0 ? SMs : (config.recurrence_blocks + waves - 1) / waves);
-  const double wave = (config.split ? kChunkTimeSplit : kChunkTime[config.value_tiles - 1]) *
-                      (problem.momentum ? 1.0 : kShareWithoutMomentum) *
-                      static_cast<double>(problem.N == 0 ? 0 : chunks / problem.N);
+  const bool maps = config.segments > 1;  // what runs beside prepare: the maps or the recurrence
+  const int64_t blocks = maps ? config.map_blocks : config.recurrence_blocks;
+  const int64_t waves = (blocks + SMs - 1) / SMs;
+  config.helpers_from = static_cast<int>(waves == 0 ? SMs : (blocks + waves - 1) / waves);
+  const double chunk_time =
+      maps ? segment_map_chunk_time(problem.momentum)
+           : (config.split ? kChunkTimeSplit : kChunkTime[config.value_tiles - 1]) *
+                 (problem.momentum ? 1.0 : kShareWithoutMomentum);
+  const double wave =
+      chunk_time * static_cast<double>(problem.N == 0 ? 0 : chunks / (problem.N * config.segments));
   const int64_t group = problem.HV / problem.H;  // exact: HV is a multiple of H
   const double late =
       kLateShare * static_cast<double>(SMs - config.helpers_from) * wave /
@@ -74,11 +82,14 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
 }
 
 std::string describe(const HopperForwardConfig& config) {
-  return fmt::format("prepare {} blocks, {} of {} items late; recurrence {} blocks of {} tile{}{}",
-                     config.prepare_blocks, config.prepare_items - config.shared_items,
-                     config.prepare_items, config.recurrence_blocks, config.value_tiles,
-                     config.value_tiles == 1 ? "" : "s",
-                     config.split ? ", key channels split" : "");
+  return fmt::format(
+      "prepare {} blocks, {} of {} items late; {}recurrence {} blocks of {} tile{}{}",
+      config.prepare_blocks, config.prepare_items - config.shared_items, config.prepare_items,
+      config.segments == 1
+          ? ""
+          : fmt::format("{} segments, {} blocks of maps; ", config.segments, config.map_blocks),
+      config.recurrence_blocks, config.value_tiles, config.value_tiles == 1 ? "" : "s",
+      config.split ? ", key channels split" : "");
 }
 
 size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem) {
@@ -96,16 +107,18 @@ bool hopper_supports_forward(const MomentumDeltaRuleProblem& problem, const Devi
          problem.N * problem.HV * (problem.V / kTileChannels) < kLargest;
 }
 
-size_t hopper_forward_workspace(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
+size_t hopper_forward_workspace(const MomentumDeltaRuleProblem& problem,
+                                const DeviceFacts& device) {
   return chunk_table_bytes(problem, kChunk) + progress_bytes(problem) +
-         hopper_record_bytes(problem);
+         hopper_saved(problem, device);
 }
 
-size_t hopper_saved(const MomentumDeltaRuleProblem& problem, const DeviceFacts&) {
-  return hopper_record_bytes(problem);
+size_t hopper_saved(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device) {
+  return hopper_record_bytes(problem) + segment_bytes(problem, choose_segments(problem, device));
 }
 
 HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& call,
+                                                const HopperForwardConfig& config,
                                                 cudaStream_t stream) {
   const MomentumDeltaRuleProblem& problem = call.problem;
   const MomentumDeltaRuleInputs& in = call.inputs;
@@ -116,25 +129,33 @@ HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& 
   arguments.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
   char* progress = static_cast<char*>(call.workspace) + chunk_table_bytes(problem, kChunk);
   arguments.progress = reinterpret_cast<hopper::Progress*>(progress);
+  arguments.records =
+      call.saved != nullptr ? static_cast<char*>(call.saved) : progress + progress_bytes(problem);
+  arguments.segments =
+      segment_memory(problem, config.segments, arguments.records + hopper_record_bytes(problem));
+  if (config.segments > 1) {  // before the chunk table: prepare waits for that alone
+    clear_unknown(problem, arguments.segments.unknown, stream);
+  }
   arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream,
                                      reinterpret_cast<uint32_t*>(progress),
                                      static_cast<int64_t>(progress_words(problem)));
-  arguments.records =
-      call.saved != nullptr ? static_cast<char*>(call.saved) : progress + progress_bytes(problem);
   return arguments;
 }
 
 void hopper_forward(const MomentumDeltaRuleForward& call, const DeviceFacts& device,
                     cudaStream_t stream) {
   const HopperForwardConfig config = choose_hopper_forward(call.problem, device);
-  const HopperForwardArguments arguments = hopper_forward_arguments(call, stream);
-  if (call.problem.dtype == DType::kFloat16) {
-    launch_hopper_prepare<__half>(call, config, arguments, stream);
-    launch_hopper_recurrence<__half>(call, config, arguments, stream);
-  } else {
-    launch_hopper_prepare<__nv_bfloat16>(call, config, arguments, stream);
-    launch_hopper_recurrence<__nv_bfloat16>(call, config, arguments, stream);
-  }
+  const HopperForwardArguments arguments = hopper_forward_arguments(call, config, stream);
+  const auto run = [&]<class T>() {
+    launch_hopper_prepare<T>(call, config, arguments, stream);
+    if (config.segments > 1) {
+      launch_hopper_segment_map(call, config, arguments, stream);
+      launch_segment_states(call.problem, call.inputs, config.segments, arguments.segments, stream);
+    }
+    launch_hopper_recurrence<T>(call, config, arguments, stream);
+  };
+  call.problem.dtype == DType::kFloat16 ? run.template operator()<__half>()
+                                        : run.template operator()<__nv_bfloat16>();
 }
 
 }  // namespace mdn::kernels::cuda

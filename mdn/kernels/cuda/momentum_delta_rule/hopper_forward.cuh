@@ -56,20 +56,24 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
                               const HopperForwardConfig& config,
                               const HopperForwardArguments& arguments, cudaStream_t stream) {
   const MomentumDeltaRuleProblem& problem = call.problem;
-  const hopper::RecurrenceParams params{arguments.table.chunks,
-                                        arguments.table.begin,
-                                        arguments.records,
-                                        arguments.progress,
-                                        static_cast<const float*>(call.inputs.initial_S),
-                                        static_cast<const float*>(call.inputs.initial_M),
-                                        static_cast<float*>(call.final_S),
-                                        static_cast<float*>(call.final_M),
-                                        call.o,
-                                        static_cast<int>(problem.HV),
-                                        static_cast<int>(problem.HV / problem.H),
-                                        static_cast<int>(problem.V)};
+  const bool cut = config.segments > 1;  // then segments start with what the maps gave
+  const hopper::RecurrenceParams params{
+      arguments.table.chunks,
+      arguments.table.begin,
+      arguments.records,
+      arguments.progress,
+      cut ? arguments.segments.start_S : static_cast<const float*>(call.inputs.initial_S),
+      cut ? arguments.segments.start_M : static_cast<const float*>(call.inputs.initial_M),
+      static_cast<float*>(call.final_S),
+      static_cast<float*>(call.final_M),
+      call.o,
+      static_cast<int>(problem.HV),
+      static_cast<int>(problem.HV / problem.H),
+      static_cast<int>(problem.V),
+      config.segments,
+      arguments.segments.unknown};
   const auto run = [&](auto* kernel, int threads, size_t shared) {
-    if (config.prepare_blocks == 0) {  // no kernel that it may overlap with
+    if (config.prepare_blocks == 0 || cut) {  // no kernel that it may overlap with
       launch("launch of recurrence", kernel, config.recurrence_blocks, threads, shared, stream,
              arguments.q, arguments.k, arguments.v, params);
       return;

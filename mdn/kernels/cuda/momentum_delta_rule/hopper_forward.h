@@ -10,6 +10,7 @@
 
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/config.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 
 namespace mdn::kernels::cuda {
@@ -34,10 +35,16 @@ struct HopperForwardArguments {
   ChunkTable table;
   char* records = nullptr;  // hopper_saved.h
   hopper::Progress* progress = nullptr;
+  SegmentMemory segments;
 };
 
-/// Bytes of the records of a call: everything the backward pass wants saved.
+/// Bytes of the records of a call.
 size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem);
+
+/// The maps of segments, between the two kernels below where config.segments > 1.
+void launch_hopper_segment_map(const MomentumDeltaRuleForward& call,
+                               const HopperForwardConfig& config,
+                               const HopperForwardArguments& arguments, cudaStream_t stream);
 
 /// The two kernels, for T = __nv_bfloat16 or __half.
 template <class T>
@@ -50,6 +57,7 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
 
 /// Fills `arguments` for a call, queueing the chunk table.
 HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& call,
+                                                const HopperForwardConfig& config,
                                                 cudaStream_t stream);
 
 }  // namespace mdn::kernels::cuda

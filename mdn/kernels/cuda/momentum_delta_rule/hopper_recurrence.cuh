@@ -91,8 +91,8 @@ __device__ __forceinline__ void load_tiles(RecurrenceShared<R>& shared, const CU
 }
 
 /// The converter warps: keys16 = fp16(rk K).
-template <class R>
-__device__ __forceinline__ void convert_keys(RecurrenceShared<R>& shared, int thread) {
+template <class R, class Shared>
+__device__ __forceinline__ void convert_keys(Shared& shared, int thread) {
   const int chunks = shared.work.chunks;
   for (int i = 0; i < chunks; ++i) {
     const int stage = i % R::kStages;
@@ -162,7 +162,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   [[maybe_unused]] float M[R::K / 2];
   {
     const int channel = 64 * tile + 16 * warp + lane / 4;
-    const int64_t row = state_row(shared.work, params, channel) * R::K + column;
+    const int64_t row = state_row(shared.work.start, shared.work, params, channel) * R::K + column;
     load_state(S, params.initial_S, row, R::K);
     if constexpr (R::kMomentum) {
       load_state(M, params.initial_M, row, R::K);
@@ -411,10 +411,13 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     shared.record_ring.release(i);
   }
   const int channel = 64 * tile + 16 * warp + lane / 4;
-  const int64_t row = state_row(shared.work, params, channel) * R::K + column;
-  store_state(S, params.final_S, row, R::K, unit.value);
-  if constexpr (R::kMomentum) {
-    store_state(M, params.final_M, row, R::K, unit.value);
+  if (shared.work.ends) {
+    const int64_t row =
+        state_row(shared.work.sequence, shared.work, params, channel) * R::K + column;
+    store_state(S, params.final_S, row, R::K, unit.value);
+    if constexpr (R::kMomentum) {
+      store_state(M, params.final_M, row, R::K, unit.value);
+    }
   }
 }
 

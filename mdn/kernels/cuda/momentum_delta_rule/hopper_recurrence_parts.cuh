@@ -20,6 +20,7 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_progress.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.cuh"
 #include "mdn/kernels/cuda/parts/fragment.cuh"
 #include "mdn/kernels/cuda/parts/tile.cuh"
 #include "mdn/kernels/cuda/ptx/fence.cuh"
@@ -36,19 +37,23 @@ struct RecurrenceParams {
   const int32_t* begin;  // chunks of a sequence, chunk_table.h
   const char* records;
   Progress* progress;
-  const float* initial_S;  // [N, HV, V, K], null: zeros
+  const float* initial_S;  // [N segments, HV, V, K], null: zeros
   const float* initial_M;
-  float* final_S;  // null: not wanted
+  float* final_S;  // [N, HV, V, K], null: not wanted
   float* final_M;
   void* o;  // [tokens, HV, V]
   int HV;
   int group;  // value heads a query/key head
   int V;
+  int segments;             // that a sequence is cut into, hopper_segments.h
+  const uint32_t* unknown;  // [N, HV]; null for one segment
 };
 
 /// What a block works on.
 struct RecurrenceWork {
   int sequence;
+  int start;  // of the initial states
+  bool ends;  // with the sequence
   int head;
   int value;  // first channel of V
   int begin;  // chunk table entries
@@ -63,9 +68,22 @@ __device__ __forceinline__ RecurrenceWork block_work(const RecurrenceParams& par
   work.value = block % parts * (64 * tiles);
   block /= parts;
   work.head = block % params.HV;
-  work.sequence = block / params.HV;
-  work.begin = params.begin[work.sequence];
-  work.chunks = params.begin[work.sequence + 1] - work.begin;
+  work.start = block / params.HV;
+  work.sequence = work.start / params.segments;
+  const int segment = work.start % params.segments;
+  const int first = params.begin[work.sequence];
+  const int chunks = params.begin[work.sequence + 1] - first;
+  // Segments whose start is known; the last of them is walked to the sequence's end.
+  const int known =
+      params.segments -
+      (params.unknown == nullptr
+           ? 0
+           : static_cast<int>(params.unknown[int64_t{work.sequence} * params.HV + work.head]));
+  work.ends = segment == known - 1;
+  const int from = segment_begin(chunks, segment, params.segments);
+  const int to = work.ends ? chunks : segment_begin(chunks, segment + 1, params.segments);
+  work.begin = first + from;
+  work.chunks = segment < known ? to - from : 0;
   return work;
 }
 
@@ -132,10 +150,10 @@ __device__ __forceinline__ void load_record(Ring<kStages>& ring, int i, char* re
   ptx::bulk_load(record, params.records + index * kRecordBytes, kRecordBytes, full);
 }
 
-/// Row of [N, HV, V] of the states that holds channel work.value + `channel`.
-__device__ __forceinline__ int64_t state_row(const RecurrenceWork& work,
+/// Row of [.., HV, V] of the n-th states that holds channel work.value + `channel`.
+__device__ __forceinline__ int64_t state_row(int n, const RecurrenceWork& work,
                                              const RecurrenceParams& params, int channel) {
-  return (int64_t{work.sequence} * params.HV + work.head) * params.V + work.value + channel;
+  return (int64_t{n} * params.HV + work.head) * params.V + work.value + channel;
 }
 
 /// X in wgmma's accumulator layout; `offset` is that of this thread's first element, rows K apart.

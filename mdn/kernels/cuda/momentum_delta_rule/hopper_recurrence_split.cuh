@@ -110,7 +110,8 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
   float S[R::kWidth / 2];
   [[maybe_unused]] float M[R::kWidth / 2];
   const int64_t row =
-      state_row(shared.work, params, 16 * warp + lane / 4) * R::K + half * R::kWidth + column;
+      state_row(shared.work.sequence, shared.work, params, 16 * warp + lane / 4) * R::K +
+      half * R::kWidth + column;
   load_state(S, params.initial_S, row, R::K);
   if constexpr (R::kMomentum) {
     load_state(M, params.initial_M, row, R::K);

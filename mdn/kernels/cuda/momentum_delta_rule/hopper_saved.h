@@ -1,6 +1,7 @@
 // What the Hopper forward pass makes of a chunk before its recurrence runs, in global memory: one
-// record of kRecordBytes for every (chunk table entry, value head), record entry * HV + head. It is
-// the whole of `saved`; without `saved` the records lie in the forward workspace.
+// record of kRecordBytes for every (chunk table entry, value head), record entry * HV + head.
+// `saved` holds them and, where sequences are cut into segments, a SegmentMemory
+// (hopper_segments.h); without `saved` both lie in the forward workspace.
 //
 // Names as in docs/math/momentum_delta_rule.md, of a chunk of C = 64 tokens, rows t and columns j:
 //

@@ -35,13 +35,13 @@ struct StatesShared {
 
 template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* shared,
-                                                uint64_t* full, uint64_t* empty, int sequence,
+                                                uint64_t* full, uint64_t* empty, const Walk& walk,
                                                 int head, int tile) {
   using S = Split<kK, kBoxesV, kMomentum>;
   using L = StatesShared<kK, kBoxesV, kMomentum>;
   Ring<L::kStages> ring;
-  const int last = args.begin[sequence + 1];
-  int entry = args.begin[sequence];
+  const int last = walk.last;
+  int entry = walk.first;
   int64_t next = args.chunks[entry < last ? entry : 0].token;
   for (; entry < last; ++entry, ring.next()) {
     const int token = static_cast<int>(next);  // read a chunk ahead: loads are slow beside copies
@@ -69,8 +69,8 @@ __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* 
 
 template <class E, int kK, int kBoxesV, bool kMomentum>
 __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* shared,
-                                                uint64_t* full, uint64_t* empty, int sequence,
-                                                int head, int tile) {
+                                                uint64_t* full, uint64_t* empty, const Walk& walk,
+                                                int state, int head, int tile) {
   using Sp = Split<kK, kBoxesV, kMomentum>;
   using L = StatesShared<kK, kBoxesV, kMomentum>;
   constexpr int kRegisters = Sp::kWarpgroupK / 2;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
 
   float S[kRegisters];
   [[maybe_unused]] float M[kRegisters];
-  const int64_t state_offset = ((static_cast<int64_t>(sequence) * args.HV + head) * args.V +
+  const int64_t state_offset = ((static_cast<int64_t>(state) * args.HV + head) * args.V +
                                 64 * v_box + 16 * warp + lane / 4) *
                                    kK +
                                half * Sp::kWarpgroupK + 2 * (lane % 4);
@@ -103,8 +103,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   float* exchange = reinterpret_cast<float*>(shared + L::kExchange);
 
   Ring<L::kStages> ring;
-  const int last = args.begin[sequence + 1];
-  for (int entry = args.begin[sequence]; entry < last; ++entry, ring.next()) {
+  for (int entry = walk.first; entry < walk.last; ++entry, ring.next()) {
     const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
     const uint32_t stage =
         ptx::shared_address(shared + L::kStage + ring.stage * L::kStageBoxes * kBox);
