@@ -236,7 +236,7 @@ TEST_P(SegmentCases, CutCallsAreAsRightAsUncutOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(MomentumDeltaRule, SegmentCases, testing::ValuesIn(segment_cases()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& given) { return given.param.name; });
 
 TEST(MomentumDeltaRuleSegments, CutCallsAreCapturedInGraphs) {
   if (const std::string why = no_cuda_device(); !why.empty()) {
