@@ -61,6 +61,35 @@ std::vector<MomentumDeltaRuleCase> cuda_cases() {
        .V = 64,
        .pi = Prediction::kRandom,
        .l2norm = true});
+  for (int64_t K : {64, 128, 256}) {
+    add({.name = fmt::format("tiles_l2norm_{}", K),
+         .B = 2,
+         .T = 150,
+         .H = 2,
+         .HV = 2,
+         .K = K,
+         .V = 128,
+         .l2norm = true});
+  }
+  add({.name = "tiles_l2norm_packed",
+       .T = 0,
+       .H = 2,
+       .HV = 2,
+       .K = 128,
+       .V = 64,
+       .lengths = {1, 0, 63, 64, 65, 0, 128, 130, 0},
+       .l2norm = true});
+  // More chunks and heads than multiprocessors; and a backward pass in two groups of heads.
+  add({.name = "tiles_many_items", .B = 24, .T = 20, .H = 6, .HV = 6, .K = 64, .V = 64});
+  add({.name = "tiles_head_groups",
+       .B = 11,
+       .T = 2,
+       .H = 6,
+       .HV = 6,
+       .K = 256,
+       .V = 512,
+       .states = false,
+       .l2norm = true});
   add({.name = "tiles_no_states", .B = 2, .T = 140, .K = 128, .V = 256, .states = false});
   add({.name = "tiles_layer_gates",
        .T = 300,

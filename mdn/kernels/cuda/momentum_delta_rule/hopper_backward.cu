@@ -31,9 +31,10 @@ int64_t tokens(const MomentumDeltaRuleProblem& problem) {
 /// Where things lie in the workspace, in bytes from its start.
 struct Plan {
   int64_t entries;
-  int heads;     // value heads of a group
-  size_t table;  // chunk table
-  size_t state;  // bytes of one of S, M, dS, dM of a group
+  int heads;        // value heads of a group
+  size_t table;     // chunk table
+  size_t progress;  // words: of a group the first of `taken` [HV], and `ready` [entries][HV]
+  size_t state;     // bytes of one of S, M, dS, dM of a group
   size_t S, M, dS, dM, R;
   size_t partial;  // bytes of the fp32 sums of dq, and of dk; 0 without shared heads
   size_t d_q, d_k;
@@ -58,7 +59,8 @@ Plan make_plan(const MomentumDeltaRuleProblem& problem, int segments) {
   plan.heads = static_cast<int>(heads);
   plan.state = round_up(chunks * heads * K * V * 2);
   plan.table = 0;
-  plan.S = chunk_table_bytes(problem, kChunk);
+  plan.progress = chunk_table_bytes(problem, kChunk);
+  plan.S = plan.progress + round_up((chunks + 1) * HV * 4);
   plan.dS = plan.S + plan.state;
   plan.M = plan.dS + plan.state;
   plan.dM = plan.M + plan.state;
@@ -98,7 +100,7 @@ void find_segment_states(const MomentumDeltaRuleBackward& call, const DeviceFact
 
 template <class E>
 void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const Plan& plan,
-         Arguments args, cudaStream_t stream) {
+         Arguments args, uint32_t* progress, cudaStream_t stream) {
   const MomentumDeltaRuleProblem& problem = call.problem;
   const auto HV = static_cast<int>(problem.HV);
   if (args.segments > 1) {
@@ -107,7 +109,9 @@ void run(const MomentumDeltaRuleBackward& call, const DeviceFacts& device, const
   for (int head = 0; head < HV; head += plan.heads) {
     args.head = head;
     args.heads = HV - head < plan.heads ? HV - head : plan.heads;
-    launch_hopper_backward<E>(args, problem.momentum, device.multiprocessors, stream);
+    args.taken = progress + head;
+    args.ready = progress + HV + plan.entries * head;
+    launch_hopper_backward<E>(args, call.inputs, problem.momentum, device.multiprocessors, stream);
   }
   launch_hopper_finish<E>(call, args, stream);
 }
@@ -134,7 +138,9 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   const int segments = choose_segments(problem, device);
   const Plan plan = make_plan(problem, segments);
   auto* workspace = static_cast<uint8_t*>(call.workspace);
-  const ChunkTable table = make_chunk_table(problem, kChunk, workspace + plan.table, stream);
+  auto* progress = reinterpret_cast<uint32_t*>(workspace + plan.progress);
+  const ChunkTable table = make_chunk_table(problem, kChunk, workspace + plan.table, stream,
+                                            progress, (plan.entries + 1) * problem.HV);
 
   Arguments args{};
   const int64_t count = tokens(problem);
@@ -147,6 +153,10 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.chunks = table.chunks;
   args.begin = table.begin;
   args.entries = table.max_chunks;
+  if (problem.cu_seqlens == nullptr) {
+    args.chunks_a_row = static_cast<int>((problem.T + kChunk - 1) / kChunk);
+    args.tokens_a_row = static_cast<int>(problem.T);
+  }
   args.records = static_cast<const uint8_t*>(call.saved);
   args.S = workspace + plan.S;
   args.M = workspace + plan.M;
@@ -164,6 +174,7 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.d_final_M = static_cast<const float*>(call.d_final_M);
   args.d_v_rows = call.d_v;
   args.partial = problem.HV != problem.H;
+  args.l2norm = problem.l2norm;
   args.d_q = args.partial ? workspace + plan.d_q : call.d_q;
   args.d_k = args.partial ? workspace + plan.d_k : call.d_k;
   args.d_alpha = static_cast<float*>(call.d_alpha);
@@ -181,9 +192,9 @@ void hopper_backward(const MomentumDeltaRuleBackward& call, const DeviceFacts& d
   args.HV = static_cast<int>(problem.HV);
   args.group = static_cast<int>(problem.HV / problem.H);
   if (problem.dtype == DType::kBFloat16) {
-    run<__nv_bfloat16>(call, device, plan, args, stream);
+    run<__nv_bfloat16>(call, device, plan, args, progress, stream);
   } else {
-    run<__half>(call, device, plan, args, stream);
+    run<__half>(call, device, plan, args, progress, stream);
   }
 }
 

@@ -2,7 +2,8 @@
 
 namespace mdn::kernels::cuda {
 
-template void launch_hopper_backward<__nv_bfloat16>(const backward_pass::Arguments&, bool, int,
+template void launch_hopper_backward<__nv_bfloat16>(const backward_pass::Arguments&,
+                                                    const MomentumDeltaRuleInputs&, bool, int,
                                                     cudaStream_t);
 template void launch_hopper_finish<__nv_bfloat16>(const MomentumDeltaRuleBackward&,
                                                   const backward_pass::Arguments&, cudaStream_t);

@@ -9,9 +9,10 @@
 
 namespace mdn::kernels::cuda {
 
-/// The three kernels for the value heads in work, E = __nv_bfloat16 or __half.
+/// All kernels for the value heads in work, E = __nv_bfloat16 or __half.
 template <class E>
-void launch_hopper_backward(const backward_pass::Arguments& args, bool momentum,
+void launch_hopper_backward(const backward_pass::Arguments& args,
+                            const MomentumDeltaRuleInputs& inputs, bool momentum,
                             int multiprocessors, cudaStream_t stream);
 
 /// Before them, where sequences are cut into segments (args.segments): args.d_initial_S and _M
@@ -21,7 +22,7 @@ template <class E>
 void launch_hopper_segment_ends(const backward_pass::Arguments& args, bool momentum,
                                 int multiprocessors, cudaStream_t stream);
 
-/// What is left to do for dq and dk when all heads are done (finish_rows_kernel).
+/// What is left to do for dq and dk with shared heads, when all heads are done.
 template <class E>
 void launch_hopper_finish(const MomentumDeltaRuleBackward& call,
                           const backward_pass::Arguments& args, cudaStream_t stream);

@@ -46,6 +46,11 @@ struct Arguments {
   const Chunk* chunks;            // chunk table
   const int32_t* begin;
   int64_t entries;
+  int chunks_a_row;  // of equal sequences; 0 with packed ones
+  int tokens_a_row;
+  int early_pairs;         // of sequence and head in work, whose states are made from the start
+  uint32_t* taken;         // items drawn so far; zero before
+  uint32_t* ready;         // [entries][heads]: parts of an item that are there; zero before
   const uint8_t* records;  // saved by the forward pass: [entries][HV]
   uint8_t* S;              // [entries][heads] tiles
   uint8_t* M;
@@ -84,6 +89,7 @@ struct Arguments {
   int HV;
   int group;     // value heads of a query/key head
   bool partial;  // d_q, d_k are fp32
+  bool l2norm;
 };
 
 /// What a block of a recurrence walks. Segments whose end in the direction of the walk has no known
@@ -116,6 +122,12 @@ __device__ __forceinline__ Walk find_walk(const Arguments& args, int state, int 
     walk.last = walk.first;
   }
   return walk;
+}
+
+/// What an item's rows of q [64], then of k [64], are multiplied with and added to dq and dk for
+/// the derivative of the L2 norm: in the place of the item's R, when that has been read.
+__device__ __forceinline__ float* norm_factors(const Arguments& args, int64_t item) {
+  return reinterpret_cast<float*>(args.R + item * (args.V / 64) * kBox);
 }
 
 /// A ring of `kStages` buffers between the producer and the consumers.
@@ -155,32 +167,20 @@ __device__ __forceinline__ void store_boxes(uint8_t* global, const uint8_t* shar
   }
 }
 
-/// A[slice] = E(d * vector[column]) of accumulators with 64 tokens as columns. `vector` points at
-/// this lane's column pair.
-template <class E>
-__device__ __forceinline__ void scaled_fragment(uint32_t (&a)[4], const float (&d)[32],
-                                                const float* vector, int slice) {
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const float2 f = parts::column_pair(vector, 2 * slice + j);
-    const int at = 8 * slice + 4 * j;
-    a[2 * j] = ptx::pack<E>(d[at] * f.x, d[at + 1] * f.y);
-    a[2 * j + 1] = ptx::pack<E>(d[at + 2] * f.x, d[at + 3] * f.y);
-  }
-}
-
 /// A power of two, the same in the whole warp, that brings the largest |d| of the warp into
 /// [2^14, 2^15): fp16 operands made with it neither saturate nor lose small elements. `inverse` is
 /// its reciprocal, at most 2^60: what is larger saturates, so that a run that grows without bound
 /// stays finite.
 template <int kCount>
 __device__ __forceinline__ float half_scale(const float (&d)[kCount], float& inverse) {
-  float largest = 0.0F;
+  float largest[4] = {0.0F, 0.0F, 0.0F, 0.0F};  // one chain would wait for itself
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    largest = fmaxf(largest, fabsf(d[i]));
+    largest[i % 4] = fmaxf(largest[i % 4], fabsf(d[i]));
   }
-  const uint32_t bits = __reduce_max_sync(0xFFFFFFFFU, __float_as_uint(largest));
+  const uint32_t bits = __reduce_max_sync(
+      0xFFFFFFFFU,
+      __float_as_uint(fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]))));
   const int exponent = min(253, max(127 - 60, 268 - static_cast<int>(bits >> 23)));
   inverse = __uint_as_float(static_cast<uint32_t>(254 - exponent) << 23);
   return __uint_as_float(static_cast<uint32_t>(exponent) << 23);

@@ -1,11 +1,20 @@
 // The two recurrences of the backward pass as one grid: the chain's blocks first, since they take
-// longer, then those of the states. Neither needs the other.
+// longer, then those of the states. Neither needs the other. A block has its consumer warpgroups
+// and one more: its first warp loads, each of the next sends what one consumer warpgroup makes
+// (hopper_backward_progress.cuh).
 #pragma once
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_chain.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_states.cuh"
 
 namespace mdn::kernels::cuda::backward_pass {
+
+/// The consumer warpgroup that this warp of the last warpgroup sends for; -1: none.
+template <class Cut>
+__device__ __forceinline__ int sender_of() {
+  const int warp = static_cast<int>(threadIdx.x) % 128 / 32;
+  return warp >= 1 && warp <= Cut::kConsumers ? warp - 1 : -1;
+}
 
 /// The chain over a segment (or sequence) with outputs.
 template <int kK>
@@ -29,11 +38,15 @@ __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared
   using L = ChainShared<kK, kBoxesV, kMomentum>;
   const ChainBarriers<kK, kBoxesV, kMomentum> barriers{
       reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
+  auto* outgoing = reinterpret_cast<Outgoing*>(shared + L::kOutgoing);
   if (threadIdx.x == 0) {
     constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
     for (int i = 0; i < kEmpty; ++i) {
       ptx::mbarrier_init(barriers.first + i, 1);
       ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
+    }
+    for (int i = 0; i < Sp::kConsumers; ++i) {
+      outgoing[i].init();
     }
     ptx::mbarrier_init_fence();
   }
@@ -42,8 +55,18 @@ __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_decrease<24>();
     }
-    if (threadIdx.x % 128 == 0) {
+    const int warpgroup = sender_of<Sp>();
+    if (!ptx::elect_one()) {
+      return;
+    }
+    if (threadIdx.x % 128 < 32) {
       chain_producer<E, kK, kBoxesV, kMomentum>(args, shared, barriers, work, head, tile);
+    } else if (kWrites && warpgroup >= 0) {
+      send_chunks<kK, kBoxesV, kMomentum, true>(
+          args, outgoing[warpgroup],
+          shared + L::kStates + warpgroup * Sp::kStates * Sp::kWarpgroupBoxesK * kBox, nullptr,
+          work.first(), work.last(), head, tile * Sp::kBoxesV + (Sp::kHalves == 2 ? 0 : warpgroup),
+          Sp::kHalves == 2 ? warpgroup : 0);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
@@ -61,11 +84,15 @@ __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* share
   auto* full = reinterpret_cast<uint64_t*>(shared + L::kBarriers);
   uint64_t* empty = full + L::kStages;
   __shared__ Walk walk;  // here it takes no registers
+  auto* outgoing = reinterpret_cast<Outgoing*>(shared + L::kOutgoing);
   if (threadIdx.x == 0) {
     walk = find_walk<false>(args, state, head);
     for (int i = 0; i < L::kStages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
       ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
+    }
+    for (int i = 0; i < Sp::kConsumers; ++i) {
+      outgoing[i].init();
     }
     ptx::mbarrier_init_fence();
   }
@@ -74,8 +101,20 @@ __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* share
     if constexpr (Sp::kConsumers == 2) {
       ptx::registers_decrease<24>();
     }
-    if (threadIdx.x % 128 == 0) {
+    const int warpgroup = sender_of<Sp>();
+    if (!ptx::elect_one()) {
+      return;
+    }
+    if (threadIdx.x % 128 < 32) {
       states_producer<E, kK, kBoxesV, kMomentum>(args, shared, full, empty, walk, head, tile);
+    } else if (warpgroup >= 0) {
+      const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;
+      const int half = Sp::kHalves == 2 ? warpgroup : 0;
+      send_chunks<kK, kBoxesV, kMomentum, false>(
+          args, outgoing[warpgroup],
+          shared + L::kStates + warpgroup * Sp::kStates * Sp::kWarpgroupBoxesK * kBox,
+          half == 0 ? shared + L::kR + box_v * kBox : nullptr, walk.first, walk.last, head,
+          tile * Sp::kBoxesV + box_v, half);
     }
   } else {
     if constexpr (Sp::kConsumers == 2) {
@@ -90,6 +129,8 @@ __global__ void __launch_bounds__(Split<kK, kBoxesV, kMomentum>::kThreads, 1)
     recurrences_kernel(const __grid_constant__ Arguments args) {
   extern __shared__ uint8_t memory[];
   uint8_t* shared = memory + (1024 - ptx::shared_address(memory) % 1024) % 1024;
+  ptx::wait_for_dependencies();  // launched early: on the chunk table, on the last group
+  ptx::launch_dependents();
   const int blocks = static_cast<int>(gridDim.x) / 2;  // of either
   const int block = static_cast<int>(blockIdx.x) % blocks;
   const int tiles = args.V / (64 * kBoxesV);

@@ -13,11 +13,11 @@
 // warp's 16 value channels, taken from their largest element: gradients of any size keep fp16's
 // precision.
 //
-// Three rings of buffers, each released as soon as its last reader is done: keys, queries, and the
-// rest (dO, T', PGD, vectors).
+// Three rings of buffers, each released as soon as its last reader is done: keys with the vectors,
+// queries, and the rest (dO, T', PGD).
 #pragma once
 
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_progress.cuh"
 #include "mdn/kernels/cuda/ptx/thread.cuh"
 
 namespace mdn::kernels::cuda::backward_pass {
@@ -33,15 +33,18 @@ struct ChainShared {
   static constexpr int kQueries = kKeys + kKeyStages * S::kBoxesK * kBox;
   static constexpr int kRest = kQueries + kQueryStages * S::kBoxesK * kBox;
   static constexpr int kStates = kRest + kRestStages * kRestBoxes * kBox;
-  // dV on its way out; with K = 256 in the place of dO, which has been read by then.
-  static constexpr bool kOwnDV = kK != 256;
-  static constexpr int kDV = kStates + S::kConsumers * S::kStates * S::kWarpgroupBoxesK * kBox;
-  static constexpr int kVectors = kDV + (kOwnDV ? S::kBoxesV * kBox : 0);
-  static constexpr int kChunks = kVectors + kRestStages * kVectorBytes;  // by the producer
-  static constexpr int kExchange = kChunks + 2 * 16;
+  // dV on its way out; with K = 256 in the place of half 0's sums, which have been read by then.
+  static constexpr bool kOwnDV = S::kHalves == 1;
+  static constexpr int kOwn = kStates + S::kConsumers * S::kStates * S::kWarpgroupBoxesK * kBox;
+  static constexpr int kVectors = kOwn + (kOwnDV ? S::kBoxesV * kBox : 0);
+  static constexpr int kChunks = kVectors + kKeyStages * kVectorBytes;  // first token, length
+  static constexpr int kExchange = kChunks + kKeyStages * 8;
+  static constexpr int kDV = kOwnDV ? kOwn : kExchange;
   static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
   static constexpr int kBarrierCount = 2 * (kKeyStages + kQueryStages + kRestStages);
-  static constexpr int kBytes = kBarriers + kBarrierCount * 8 + 1024;
+  static constexpr int kOutgoing = kBarriers + kBarrierCount * 8;  // a warpgroup's each
+  static constexpr int kBytes =
+      kOutgoing + S::kConsumers * static_cast<int>(sizeof(Outgoing)) + 1024;
 };
 
 /// Full and empty barriers of the three rings.
@@ -105,24 +108,38 @@ __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* s
   Ring<L::kRestStages> rest;
   const int first = work.first();
   int entry = work.last() - 1;
-  Chunk next = args.chunks[entry < 0 ? 0 : entry];
-  for (; entry >= first; --entry) {
-    const Chunk chunk = next;  // read a chunk ahead: loads are slow beside copies
-    if (entry > first) {
-      next = args.chunks[entry - 1];
-    }
-    const int token = static_cast<int>(chunk.token);
+  if (entry < first) {
+    return;
+  }
+  // Chunks of a sequence follow each other, and all but the last are whole.
+  int token = static_cast<int>(args.chunks[entry].token);
+  int length = args.chunks[entry].length;
+  for (; entry >= first; --entry, token -= kChunk, length = kChunk) {
     const uint8_t* record =
         args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
 
     uint64_t* barrier = barriers.keys(keys.stage);
     ptx::mbarrier_wait(barrier + kEmpty, keys.phase ^ 1);
-    ptx::mbarrier_arrive_expect(barrier, S::kBoxesK * kBox);
+    reinterpret_cast<int2*>(shared + L::kChunks)[keys.stage] = {token, length};
+    ptx::mbarrier_arrive_expect(barrier, S::kBoxesK * kBox + kVectorBytes);
     uint8_t* to = shared + L::kKeys + keys.stage * S::kBoxesK * kBox;
     for (int i = 0; i < S::kBoxesK; ++i) {
       ptx::tma_load(to + i * kBox, &args.k, barrier, 64 * i, head / args.group, token);
     }
+    ptx::bulk_load(shared + L::kVectors + keys.stage * kVectorBytes, record + kRecordVectors,
+                   kVectorBytes, barrier);
     keys.next();
+
+    barrier = barriers.rest(rest.stage);
+    ptx::mbarrier_wait(barrier + kEmpty, rest.phase ^ 1);
+    ptx::mbarrier_arrive_expect(barrier, L::kRestBoxes * kBox);
+    to = shared + L::kRest + rest.stage * L::kRestBoxes * kBox;
+    for (int i = 0; i < S::kBoxesV; ++i) {
+      ptx::tma_load(to + i * kBox, &args.d_o, barrier, 64 * (tile * S::kBoxesV + i), head, token);
+    }
+    static_assert(kRecordPGD == kRecordT + kBox);
+    ptx::bulk_load(to + S::kBoxesV * kBox, record + kRecordT, 2 * kBox, barrier);
+    rest.next();
 
     barrier = barriers.queries(queries.stage);
     ptx::mbarrier_wait(barrier + kEmpty, queries.phase ^ 1);
@@ -132,20 +149,6 @@ __device__ __forceinline__ void chain_producer(const Arguments& args, uint8_t* s
       ptx::tma_load(to + i * kBox, &args.q, barrier, 64 * i, head / args.group, token);
     }
     queries.next();
-
-    barrier = barriers.rest(rest.stage);
-    ptx::mbarrier_wait(barrier + kEmpty, rest.phase ^ 1);
-    reinterpret_cast<Chunk*>(shared + L::kChunks)[rest.stage] = chunk;
-    ptx::mbarrier_arrive_expect(barrier, L::kRestBoxes * kBox + kVectorBytes);
-    to = shared + L::kRest + rest.stage * L::kRestBoxes * kBox;
-    for (int i = 0; i < S::kBoxesV; ++i) {
-      ptx::tma_load(to + i * kBox, &args.d_o, barrier, 64 * (tile * S::kBoxesV + i), head, token);
-    }
-    static_assert(kRecordPGD == kRecordT + kBox);
-    ptx::bulk_load(to + S::kBoxesV * kBox, record + kRecordT, 2 * kBox, barrier);
-    ptx::bulk_load(shared + L::kVectors + rest.stage * kVectorBytes, record + kRecordVectors,
-                   kVectorBytes, barrier);
-    rest.next();
   }
 }
 
@@ -169,6 +172,34 @@ __device__ __forceinline__ void scaled_rows(uint32_t (&a)[4][4], uint32_t lane_a
   }
 }
 
+/// A operand of four slices: d times sign * vector[token].
+template <class E>
+__device__ __forceinline__ void scaled_columns(uint32_t (&a)[4][4], const float (&d)[32],
+                                               const float* vector, float sign) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int at = 8 * i + 4 * j;
+      const float2 f = parts::column_pair(vector, 2 * i + j);
+      a[i][2 * j] = ptx::pack<E>(sign * f.x * d[at], sign * f.y * d[at + 1]);
+      a[i][2 * j + 1] = ptx::pack<E>(sign * f.x * d[at + 2], sign * f.y * d[at + 3]);
+    }
+  }
+}
+
+/// d += a times 64 rows of boxes, one group.
+template <class E, int kRegisters>
+__device__ __forceinline__ void add_product(float (&d)[kRegisters], const uint32_t (&a)[4][4],
+                                            uint32_t box) {
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    ptx::wgmma_ra<E, ptx::Major::kMN>(d, a[i], ptx::descriptor_mn(box + 2048 * i, kBox));
+  }
+  ptx::wgmma_commit();
+}
+
 /// kWrites false: nothing but the gradients of the states that the walk ends with.
 template <class E, int kK, int kBoxesV, bool kMomentum, bool kWrites, class Work>
 __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* shared,
@@ -185,7 +216,6 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
   const int half = Sp::kHalves == 2 ? warpgroup : 0;
   const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;
   const int barrier_id = 1 + warpgroup;
-  const int boxes_v = args.V / 64;
   const int v_box = tile * Sp::kBoxesV + box_v;
 
   float S[kRegisters];  // dS^T, dM^T
@@ -216,7 +246,6 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     const int warp = thread / 32;
     const int lane = thread % 32;
     const int column = 2 * (lane % 4);
-    const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
     const uint32_t k_box = ptx::shared_address(shared + L::kKeys) +
                            (keys.stage * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK) * kBox;
     const uint32_t q_box = ptx::shared_address(shared + L::kQueries) +
@@ -227,13 +256,16 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     const uint32_t t_box = rest_box + Sp::kBoxesV * kBox;
     const uint32_t pgd_box = t_box + kBox;
     const auto* vectors =
-        reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + rest.stage * kVectorBytes);
+        reinterpret_cast<const ChunkVectors*>(shared + L::kVectors + keys.stage * kVectorBytes);
 
     // The gradients of the chunk's end states, rounded: to shared memory, from there to global.
-    if (kWrites && thread == 0) {
-      ptx::store_wait_read<0>();
+    Outgoing& outgoing = outgoing_of(shared + L::kOutgoing);
+    static_assert(L::kKeyStages == 2);  // so that the stage is the chunk's parity
+    if constexpr (kWrites) {
+      ptx::mbarrier_wait(&outgoing.empty, keys.stage ^ 1);
+    } else {
+      ptx::named_barrier(barrier_id, 128);
     }
-    ptx::named_barrier(barrier_id, 128);
 #pragma unroll
     for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
       store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
@@ -242,16 +274,10 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
       }
     }
     ptx::fence_async_shared();
-    ptx::named_barrier(barrier_id, 128);
-    if (kWrites && thread == 0) {
-      const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
-      store_boxes<Sp::kWarpgroupBoxesK>(args.dS + at * kBox, states);
-      if constexpr (kMomentum) {
-        store_boxes<Sp::kWarpgroupBoxesK>(args.dM + at * kBox,
-                                          states + Sp::kWarpgroupBoxesK * kBox);
-      }
-      ptx::store_commit();
+    if constexpr (kWrites) {
+      ptx::mbarrier_arrive(&outgoing.full);
     }
+    ptx::named_barrier(barrier_id, 128);
 
     // X_S = dS^T K^T, X_M = dM^T K^T
     float X[32];
@@ -321,6 +347,9 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::wgmma_commit();
     if constexpr (Sp::kHalves == 2) {
       add_other_half(X, exchange, half, thread);
+      if (kWrites && half == 1) {
+        ptx::named_barrier_arrive(6, 256);  // half 0's sums have been read
+      }
     }
     const float a_end = vectors->a_end;
     [[maybe_unused]] const float b_end = vectors->b_end;
@@ -359,79 +388,47 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
                                              i > 0);
     }
     ptx::wgmma_commit();
-    // dS^T += (dO^T diag(a)) Q;  dM^T -= (dO^T diag(b)) Q
-    ptx::mbarrier_wait(barriers.queries(queries.stage), queries.phase);
+    // dS^T += (dO^T diag(a)) Q - (dW^T diag(e)) K;  dM^T += -(dO^T diag(b)) Q + (dW^T diag(c)) K.
+    // The operand of a group is made while the one before is at work, in the registers of the one
+    // before that.
     uint32_t w[4][4];
+    uint32_t x[4][4];
+    ptx::mbarrier_wait(barriers.queries(queries.stage), queries.phase);
     scaled_rows<E>(w, o_lane, vectors->a + column, 1.0F);
     ptx::wgmma_touch(S);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      ptx::wgmma_ra<E, ptx::Major::kMN>(S, w[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
-    }
-    ptx::wgmma_commit();
-    ptx::wgmma_wait<1>();  // dW is there, its operand's registers are free
+    add_product<E>(S, w, q_box);
+    ptx::wgmma_wait<1>();  // dW is there
     ptx::wgmma_touch(Y);
-    [[maybe_unused]] uint32_t x[4][4];
-    if constexpr (kMomentum) {
-      scaled_rows<E>(x, o_lane, vectors->b + column, -1.0F);
-      ptx::wgmma_touch(M);
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], ptx::descriptor_mn(q_box + 2048 * i, kBox));
-      }
-      ptx::wgmma_commit();
-    }
-    ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(S);
-    if constexpr (kMomentum) {
-      ptx::wgmma_touch(M);
-    }
-    ptx::mbarrier_arrive(barriers.queries(queries.stage) + kEmpty);
-    // dS^T -= (dW^T diag(e)) K;  dM^T += (dW^T diag(c)) K
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       Y[i] *= y_inverse;
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int at = 8 * i + 4 * j;
-        const float2 e = parts::column_pair(vectors->e + column, 2 * i + j);
-        w[i][2 * j] = ptx::pack<E>(-Y[at] * e.x, -Y[at + 1] * e.y);
-        w[i][2 * j + 1] = ptx::pack<E>(-Y[at + 2] * e.x, -Y[at + 3] * e.y);
-        if constexpr (kMomentum) {
-          const float2 c = parts::column_pair(vectors->c + column, 2 * i + j);
-          x[i][2 * j] = ptx::pack<E>(Y[at] * c.x, Y[at + 1] * c.y);
-          x[i][2 * j + 1] = ptx::pack<E>(Y[at + 2] * c.x, Y[at + 3] * c.y);
-        }
-      }
+    scaled_columns<E>(x, Y, vectors->e + column, -1.0F);
+    add_product<E>(S, x, k_box);
+    ptx::wgmma_wait<1>();
+    if constexpr (kMomentum) {
+      scaled_rows<E>(w, o_lane, vectors->b + column, -1.0F);
+      ptx::wgmma_touch(M);
+      add_product<E>(M, w, q_box);
+      ptx::wgmma_wait<1>();
+      scaled_columns<E>(x, Y, vectors->c + column, 1.0F);
+      add_product<E>(M, x, k_box);
+      ptx::wgmma_wait<1>();
     }
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint64_t b = ptx::descriptor_mn(k_box + 2048 * i, kBox);
-      ptx::wgmma_ra<E, ptx::Major::kMN>(S, w[i], b);
-      if constexpr (kMomentum) {
-        ptx::wgmma_ra<E, ptx::Major::kMN>(M, x[i], b);
-      }
-    }
-    ptx::wgmma_commit();
+    ptx::mbarrier_arrive(barriers.queries(queries.stage) + kEmpty);
+    ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
     if (kWrites && half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
-      uint8_t* dv = shared + (L::kOwnDV ? L::kDV : L::kRest + rest.stage * L::kRestBoxes * kBox) +
-                    box_v * kBox;
+      uint8_t* dv = shared + L::kDV + box_v * kBox;
       const uint32_t dv_box = ptx::shared_address(dv);
       if constexpr (!L::kOwnDV) {
-        ptx::named_barrier(6, 256);  // both warpgroups have read dO
+        ptx::named_barrier(6, 256);
       }
       parts::store_transposed<E>(parts::transposed_lane(dv_box, warp, lane), Y);
       ptx::named_barrier(barrier_id, 128);
-      const Chunk chunk = reinterpret_cast<const Chunk*>(shared + L::kChunks)[rest.stage];
-      const int length = chunk.length;
+      const int2 chunk = reinterpret_cast<const int2*>(shared + L::kChunks)[keys.stage];
+      const int length = chunk.y;
       uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
-                     ((chunk.token * args.HV + head) * args.V + 64 * v_box) * 2;
+                     ((int64_t{chunk.x} * args.HV + head) * args.V + 64 * v_box) * 2;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = 16 * i + thread / 8;
@@ -442,13 +439,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
                                     unit * 16) = u;
         }
       }
-      if constexpr (!L::kOwnDV) {
-        ptx::fence_async_shared();  // the copy engine refills the box
-      }
-    } else if constexpr (kWrites && !L::kOwnDV) {
-      ptx::named_barrier_arrive(6, 256);
     }
-    ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
     if constexpr (kMomentum) {
@@ -459,6 +450,11 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     queries.next();
     rest.next();
   }
+  Outgoing& outgoing = outgoing_of(shared + L::kOutgoing);
+  if constexpr (kWrites) {
+    ptx::mbarrier_wait(&outgoing.empty, keys.stage ^ 1);
+    ptx::mbarrier_arrive(&outgoing.full);  // for the last chunk's dV
+  }
   if (work.to_S() != nullptr) {
     store_state(work.to_S() + state_offset(), S, kK);
   }
@@ -466,9 +462,6 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     if (work.to_M() != nullptr) {
       store_state(work.to_M() + state_offset(), M, kK);
     }
-  }
-  if (threadIdx.x % 128 == 0) {
-    ptx::store_wait<0>();
   }
 }
 

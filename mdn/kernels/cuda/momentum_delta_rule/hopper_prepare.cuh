@@ -619,7 +619,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
     const Chunk& chunk = shared.chunks[buffer];
     ChunkGates& gates = shared.gates[buffer];
     uint32_t ticket = 0;
-    if (thread == 0) {
+    if (warp == 0 && ptx::elect_one()) {
       ptx::store_wait_read<0>();  // the record before has left shared memory
       ptx::mbarrier_arrive_expect(&shared.loaded, 2 * (K / 64) * ptx::kBoxBytes);
       const int token = static_cast<int>(chunk.token);
@@ -658,7 +658,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
         }
         ptx::wgmma_commit();
         query_norms<T, K>(shared, chunk.length, params.l2norm, thread);
-        if (thread == 0) {
+        if (warp == 0 && ptx::elect_one()) {
           publish_last(shared, params);
           const Item next = ticket_item(shared, params, ticket);
           shared.items[buffer ^ 1] = next;
@@ -670,7 +670,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
         ptx::wgmma_touch(P);
         ptx::wgmma_touch(KK);
         key_norms<K>(shared, KK, chunk.length, params.l2norm, warp, lane);
-      } else if (thread == 0) {
+      } else if (warp == 0 && ptx::elect_one()) {
         publish_last(shared, params);  // the record of the member before has left shared memory
       }
       __syncthreads();  // and the tiles are read: what follows may overwrite them
@@ -700,7 +700,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
           const Chunk& ahead = shared.chunks[buffer ^ 1];
           fetch_gates(shared.gates[buffer ^ 1], params, ahead, next.key_head * params.group, warp,
                       lane);
-          if (thread == 0) {
+          if (warp == 0 && ptx::elect_one()) {
             const int token = static_cast<int>(ahead.token);
             for (int box = 0; box < K / 64; ++box) {
               ptx::tma_prefetch(&q_map, box * 64, next.key_head, token);
@@ -716,7 +716,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
       round_record(shared, chunk.length, thread);
       ptx::fence_async_shared();
       __syncthreads();
-      if (thread == 0) {
+      if (warp == 0 && ptx::elect_one()) {
         const int64_t record =
             int64_t{shared.items[buffer].entry} * (int64_t{order.H} * params.group) + head;
         char* to = params.records + record * kRecordBytes;
@@ -728,7 +728,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
       }
     }
   }
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < 32 && ptx::elect_one()) {
     publish_last(shared, params);
   }
 }

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
+#include "mdn/kernels/cuda/ptx/fence.cuh"
 
 namespace mdn::kernels::cuda::hopper {
 
@@ -50,7 +51,7 @@ __device__ __forceinline__ bool on_helper(const ItemOrder& order) {
 
 /// Says that this thread's copies to a record, which it has waited for, are there.
 __device__ __forceinline__ void publish(uint32_t* ready) {
-  asm volatile("fence.proxy.async;" ::: "memory");
+  ptx::fence_async_global();
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
 }
 
@@ -60,7 +61,7 @@ __device__ __forceinline__ void wait_ready(const uint32_t* ready) {
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(ready) : "memory");
   } while (value == 0);
-  asm volatile("fence.proxy.async;" ::: "memory");
+  ptx::fence_async_global();
 }
 
 }  // namespace mdn::kernels::cuda::hopper

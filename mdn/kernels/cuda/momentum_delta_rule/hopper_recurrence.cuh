@@ -447,11 +447,11 @@ __global__ void __launch_bounds__(R::kThreads, 1)
       ptx::registers_decrease<24>();
     }
     const int role = thread - 128 * R::kTiles;
-    if (role == 0) {
+    if (role >= 32) {
+      convert_keys<R>(shared, role - 32);
+    } else if (ptx::elect_one()) {
       load_tiles<R>(shared, q_map, k_map, v_map, params);
       ptx::wait_for_dependencies();  // this kernel must not end before prepare
-    } else if (role >= 32) {
-      convert_keys<R>(shared, role - 32);
     }
   } else {
     if constexpr (R::kTiles == 2) {

@@ -430,11 +430,11 @@ __global__ void __launch_bounds__(R::kThreads, 1)
   __syncthreads();
   if (warpgroup == 2) {
     ptx::registers_decrease<24>();
-    if (thread == 256) {
+    if (thread >= 288) {
+      convert_keys<R>(shared, thread - 288);
+    } else if (ptx::elect_one()) {
       load_tiles<R>(shared, q_map, k_map, v_map, params);
       ptx::wait_for_dependencies();  // this kernel must not end before prepare
-    } else if (thread >= 288) {
-      convert_keys<R>(shared, thread - 288);
     }
   } else {
     ptx::registers_increase<240>();

@@ -15,7 +15,7 @@
 // summed through shared memory.
 #pragma once
 
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_layout.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_backward_progress.cuh"
 
 namespace mdn::kernels::cuda::backward_pass {
 
@@ -30,7 +30,9 @@ struct StatesShared {
   static constexpr int kVectors = kR + S::kBoxesV * kBox;
   static constexpr int kExchange = kVectors + kStages * kVectorBytes;
   static constexpr int kBarriers = kExchange + (S::kHalves == 2 ? 2 * 4096 * 4 : 0);
-  static constexpr int kBytes = kBarriers + 2 * kStages * 8 + 1024;  // slack to align
+  static constexpr int kOutgoing = kBarriers + 2 * kStages * 8;  // a warpgroup's each
+  static constexpr int kBytes =
+      kOutgoing + S::kConsumers * static_cast<int>(sizeof(Outgoing)) + 1024;  // slack to align
 };
 
 template <class E, int kK, int kBoxesV, bool kMomentum>
@@ -42,12 +44,11 @@ __device__ __forceinline__ void states_producer(const Arguments& args, uint8_t* 
   Ring<L::kStages> ring;
   const int last = walk.last;
   int entry = walk.first;
-  int64_t next = args.chunks[entry < last ? entry : 0].token;
-  for (; entry < last; ++entry, ring.next()) {
-    const int token = static_cast<int>(next);  // read a chunk ahead: loads are slow beside copies
-    if (entry + 1 < last) {
-      next = args.chunks[entry + 1].token;
-    }
+  if (entry == last) {
+    return;
+  }
+  int token = static_cast<int>(args.chunks[entry].token);  // chunks of a sequence follow each other
+  for (; entry < last; ++entry, token += kChunk, ring.next()) {
     const uint8_t* record =
         args.records + (static_cast<int64_t>(entry) * args.HV + head) * kRecordBytes;
     uint8_t* stage = shared + L::kStage + ring.stage * L::kStageBoxes * kBox;
@@ -81,7 +82,6 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
   const int half = Sp::kHalves == 2 ? warpgroup : 0;
   const int box_v = Sp::kHalves == 2 ? 0 : warpgroup;  // of the block's
   const int barrier_id = 1 + warpgroup;
-  const int boxes_v = args.V / 64;
   const int v_box = tile * Sp::kBoxesV + box_v;  // of the head's
 
   float S[kRegisters];
@@ -104,7 +104,6 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
 
   Ring<L::kStages> ring;
   for (int entry = walk.first; entry < walk.last; ++entry, ring.next()) {
-    const int64_t record = static_cast<int64_t>(entry) * args.heads + (head - args.head);
     const uint32_t stage =
         ptx::shared_address(shared + L::kStage + ring.stage * L::kStageBoxes * kBox);
     const uint32_t k_box = stage + half * Sp::kWarpgroupBoxesK * kBox;
@@ -115,10 +114,6 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     const int column = 2 * (lane % 4);
 
     // The states that the chunk starts with, rounded: to shared memory, from there to global.
-    if (thread == 0) {
-      ptx::store_wait_read<0>();
-    }
-    ptx::named_barrier(barrier_id, 128);
 #pragma unroll
     for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
       store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
@@ -127,15 +122,9 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       }
     }
     ptx::fence_async_shared();
+    Outgoing& outgoing = outgoing_of(shared + L::kOutgoing);
+    ptx::mbarrier_arrive(&outgoing.full);  // and the last chunk's R
     ptx::named_barrier(barrier_id, 128);
-    if (thread == 0) {
-      const int64_t at = (record * boxes_v + v_box) * Sp::kBoxesK + half * Sp::kWarpgroupBoxesK;
-      store_boxes<Sp::kWarpgroupBoxesK>(args.S + at * kBox, states);
-      if constexpr (kMomentum) {
-        store_boxes<Sp::kWarpgroupBoxesK>(args.M + at * kBox, states + Sp::kWarpgroupBoxesK * kBox);
-      }
-      ptx::store_commit();
-    }
 
     ptx::mbarrier_wait(&full[ring.stage], ring.phase);
     // X_S = S^T K^T, X_M = M^T K^T
@@ -260,6 +249,12 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       }
     }
     ptx::wgmma_commit();
+    if constexpr (Sp::kHalves == 1) {
+      ptx::named_barrier(barrier_id, 128);  // all warps' products with the boxes are done
+    }
+    // The last chunk's R has left, and S and M. The wait's parity is the chunk's.
+    static_assert(L::kStages == 2 || L::kStages == 3);
+    ptx::mbarrier_wait(&outgoing.empty, (ring.stage ^ (L::kStages == 3 ? ring.phase : 0)) & 1);
     if (half == 0) {  // R = r_scale R'
       const float r_scale = vectors->r_scale;
       float r[32];
@@ -269,11 +264,6 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       }
       parts::store_transposed<E>(r_lane, r);
       ptx::fence_async_shared();
-      ptx::named_barrier(barrier_id, 128);
-      if (thread == 0) {
-        ptx::bulk_store(args.R + (record * boxes_v + v_box) * kBox, r_tile, kBox);
-        ptx::store_commit();
-      }
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(S);
@@ -282,9 +272,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     }
     ptx::mbarrier_arrive(&empty[ring.stage]);
   }
-  if (thread == 0) {
-    ptx::store_wait<0>();
-  }
+  ptx::mbarrier_arrive(&outgoing_of(shared + L::kOutgoing).full);
 }
 
 }  // namespace mdn::kernels::cuda::backward_pass

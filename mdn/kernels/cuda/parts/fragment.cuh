@@ -34,19 +34,8 @@ __device__ __forceinline__ float2 column_pair(const float* vector, int j) {
   return *reinterpret_cast<const float2*>(vector + 8 * j);
 }
 
-/// a[slice] = fp16(d * vector[column]), saturating, for all four slices of 64 columns.
-__device__ __forceinline__ void scaled_fragments(uint32_t (&a)[4][4], const float (&d)[32],
-                                                 const float* vector) {
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float2 factor = column_pair(vector, j);
-    a[j / 2][j % 2 * 2] = ptx::pack_half(d[4 * j] * factor.x, d[4 * j + 1] * factor.y);
-    a[j / 2][j % 2 * 2 + 1] = ptx::pack_half(d[4 * j + 2] * factor.x, d[4 * j + 3] * factor.y);
-  }
-}
-
-/// The same of one slice that is already in fp16: out = sign * vector[column] * d, the factors
-/// rounded to fp16 first. What passes 65504 becomes infinite: factors and products must not.
+/// out = sign * vector[column] * d of one slice that is in fp16, the factors rounded to fp16 first.
+/// What passes 65504 becomes infinite: factors and products must not.
 __device__ __forceinline__ void scaled_fragment(uint32_t (&out)[4], const uint32_t (&d)[4],
                                                 const float* vector, int slice, float sign) {
 #pragma unroll

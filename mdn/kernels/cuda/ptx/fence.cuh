@@ -11,6 +11,12 @@ __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// The same for global memory, both ways: between ordinary accesses and copies of the copy engine,
+/// where something else has put them in order already.
+__device__ __forceinline__ void fence_async_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 /// True in one lane of a converged warp, and free of any register that would hold a lane index.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;
