@@ -1,12 +1,13 @@
 // One training step of a model on this machine: time, memory, and on a GPU what it is spent on.
 //
-//   bench_training_step [CONFIG] [ROWS] [LENGTH] [DEVICE] [DTYPE] [STEPS] [ATTENTION]
+//   bench_training_step [CONFIG] [ROWS] [LENGTH] [DEVICE] [DTYPE] [STEPS] [ATTENTION] [DOCUMENT]
 //
-// ATTENTION names libtorch's backend of softmax attention: as the program chooses it, cudnn or
-// flash. default: configs/mdn_400m.json 8 4096 cuda bfloat16 20. A step is forward, loss, backward,
-// clipping of the gradients and AdamW over float32 masters, as mdn train does it, on random tokens.
-// The time is the median over STEPS after three; the profile is one more step under libtorch's
-// profiler, which slows it by a few percent.
+// ATTENTION names libtorch's backend of softmax attention: chosen (by the program), cudnn or
+// flash. With DOCUMENT the rows are packed and divided into documents of 1 to 2 DOCUMENT - 1
+// tokens, kept apart. default: configs/mdn_400m.json 8 4096 cuda bfloat16 20 chosen 0. A step is
+// forward, loss, backward, clipping of the gradients and AdamW over float32 masters, as mdn train
+// does it, on random tokens. The time is the median over STEPS after three; the profile is one more
+// step under libtorch's profiler, which slows it by a few percent.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -17,6 +18,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <random>
 
 #include "mdn/core/error.h"
 #include "mdn/model/decoder.h"
@@ -67,13 +69,32 @@ struct Stage {
   double seconds = 0;
 };
 
+/// Where documents of 1 to 2 `document` - 1 tokens start and rows end, as mdn train packs rows.
+at::Tensor document_bounds(int64_t rows, int64_t length, int64_t document) {
+  std::mt19937_64 random(1);
+  std::vector<int64_t> bounds = {0};
+  for (int64_t end = length; end <= rows * length; end += length) {
+    while (bounds.back() < end) {
+      const auto tokens =
+          1 + static_cast<int64_t>(random() % (2 * static_cast<uint64_t>(document) - 1));
+      bounds.push_back(std::min(end, bounds.back() + tokens));
+    }
+  }
+  return at::tensor(bounds, at::kLong);
+}
+
 class Step {
  public:
-  Step(model::Decoder& decoder, int64_t rows, int64_t length, c10::Device device)
+  Step(model::Decoder& decoder, int64_t rows, int64_t length, int64_t document, c10::Device device)
       : decoder_(decoder), optimizer_(decoder.parameters(), {}), device_(device) {
-    ids_ =
-        at::randint(decoder.config().vocab_size, {rows, length + 1}, at::TensorOptions(at::kLong))
-            .to(device);
+    const int64_t vocab = decoder.config().vocab_size;
+    const std::vector<int64_t> shape =
+        document > 0 ? std::vector<int64_t>{1, rows * length} : std::vector<int64_t>{rows, length};
+    ids_ = at::randint(vocab, shape, at::TensorOptions(at::kLong)).to(device);
+    targets_ = at::randint(vocab, shape, at::TensorOptions(at::kLong)).to(device);
+    if (document > 0) {
+      bounds_ = document_bounds(rows, length, document);
+    }
   }
 
   /// Returns the loss. Waits for the device after each stage when `stages` is given.
@@ -89,8 +110,9 @@ class Step {
     for (model::Parameter& p : decoder_.parameters().entries()) {
       p.value.mutable_grad().reset();
     }
-    const int64_t length = ids_.size(1) - 1;
-    at::Tensor loss = decoder_.loss(ids_.narrow(1, 0, length), ids_.narrow(1, 1, length));
+    const layers::Sequences sequences =
+        bounds_.defined() ? layers::Sequences(bounds_) : layers::Sequences();
+    at::Tensor loss = decoder_.loss(ids_, targets_, sequences);
     done("forward and loss");
     loss.backward();
     done("backward");
@@ -108,7 +130,8 @@ class Step {
   model::Decoder& decoder_;
   train::AdamW optimizer_;
   c10::Device device_;
-  at::Tensor ids_;
+  at::Tensor ids_, targets_;
+  at::Tensor bounds_;  // of packed documents
 };
 
 /// Kernels by name: how often and how long, of one step.
@@ -171,6 +194,7 @@ void run(int argc, char** argv) {
   const std::string dtype = argc > 5 ? argv[5] : "bfloat16";
   const int64_t steps = argc > 6 ? std::atoll(argv[6]) : 20;
   const std::string attention = argc > 7 ? argv[7] : "chosen";
+  const int64_t document = argc > 8 ? std::atoll(argv[8]) : 0;
   if (attention != "chosen") {
     at::Context& context = at::globalContext();
     context.setSDPUseCuDNN(attention == "cudnn");
@@ -186,7 +210,7 @@ void run(int argc, char** argv) {
                          dtype == "bfloat16"  ? at::kBFloat16
                          : dtype == "float16" ? at::kHalf
                                               : at::kFloat);
-  Step step(decoder, rows, length, device);
+  Step step(decoder, rows, length, document, device);
   wait_for(device);
   fmt::print("{}, {} parameters, {} x {} tokens, {} on {}\n\n", path, decoder.parameters().count(),
              rows, length, dtype, device.str());

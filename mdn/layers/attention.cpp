@@ -14,32 +14,20 @@
 #include "mdn/core/error.h"
 #include "mdn/layers/project.h"
 #include "mdn/ops/rms_norm.h"
+#include "mdn/ops/rotary.h"
 
 namespace mdn::layers {
 namespace {
 
 constexpr double kHeadNormEps = 1e-5;  // of q_norm and k_norm, whatever the model's own is
 
-// Rotates halves: (x1 cos - x2 sin, x1 sin + x2 cos), angle = position theta^(-2i/d), tables in
-// float32. x [B, heads, T, d], positions [T].
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, double theta) {
-  const int64_t d = x.size(-1);
-  const auto type = gate_type(x);
-  const at::Tensor i = at::arange(0, d, 2, x.options().dtype(type));
-  const at::Tensor frequency = at::pow(theta, i / -static_cast<double>(d));
-  const at::Tensor angle = positions.to(type).unsqueeze(1) * frequency;  // [T, d/2]
-  const at::Tensor cos = angle.cos().to(x.scalar_type()), sin = angle.sin().to(x.scalar_type());
-  const auto halves = x.chunk(2, -1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[0] * sin + halves[1] * cos}, -1);
-}
-
 std::atomic<bool> deterministic = false;
 
 // The order in which libtorch tries its kernels on a GPU. In a hybrid's training step on an H100
 // cuDNN's take 12 ms where flash takes 22 (docs/design/training_step_cuda.md); but they are planned
 // anew for each length, which a growing cache would pay at every token and packed documents at
-// every document (a Transformer of 22M parameters trained at a third of its speed), and have no
-// order of their own for sums. What cuDNN does not support takes the next.
+// every document, and have no order of their own for sums. What cuDNN does not support takes the
+// next.
 void order_backends(bool cudnn) {
   using B = at::SDPBackend;
   const auto list = [](std::initializer_list<B> order) {
@@ -127,21 +115,69 @@ at::Tensor attend(const AttentionOptions& o, const at::Tensor& q, const at::Tens
   return at::scaled_dot_product_attention(q, k, v, visible, 0.0, false, std::nullopt, grouped);
 }
 
-// The same with libtorch's kernels chosen. `one_length`: calls of a training run have one shape.
-at::Tensor attend_with_chosen(const AttentionOptions& o, const at::Tensor& q, const at::Tensor& k,
-                              const at::Tensor& v, bool one_length) {
+// Runs attend, on a GPU in one order where that is asked for. `one_length`: calls of a training run
+// have one shape.
+at::Tensor attend_with_chosen(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              bool one_length, const Attend& attend) {
   if (!q.is_cuda()) {
-    return attend(o, q, k, v);
+    return attend(q, k, v);
   }
   const bool training = at::GradMode::is_enabled() && q.requires_grad();
   order_backends(training && one_length && !deterministic);
-  if (training && deterministic) {
-    return InOneOrder::apply(
-        q, k, v, Attend([&o](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
-          return attend(o, a, b, c);
-        }));
+  return training && deterministic ? InOneOrder::apply(q, k, v, attend) : attend(q, k, v);
+}
+
+// Whether flash attention can be called with the sequences' boundaries.
+bool flash_takes(const at::Tensor& q) {
+  constexpr int64_t kMaxHeadDim = 256, kHeadDimMultiple = 8;
+  const auto type = q.scalar_type();
+  const int64_t d = q.size(3);
+  return q.is_cuda() && (type == at::kBFloat16 || type == at::kHalf) && d <= kMaxHeadDim &&
+         d % kHeadDimMultiple == 0 && at::globalContext().userEnabledFlashSDP();
+}
+
+// All sequences in one call, a window without a mask; as many keys as queries. k and v may have
+// fewer heads.
+at::Tensor attend_in_one_call(const AttentionOptions& o, const Sequences& sequences,
+                              const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const int64_t B = q.size(0), T = q.size(2);
+  const at::Tensor bounds = sequences.packed()
+                                ? sequences.bounds_on(q.device())
+                                : at::arange(0, B * T + 1, T, q.options().dtype(at::kInt));
+  // For a longest of 1 flash swaps heads and queries, which its backward pass does not know of.
+  const int64_t longest = std::max<int64_t>(sequences.packed() ? sequences.longest() : T, 2);
+  const auto rows = [](const at::Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };
+  using Side = std::optional<int64_t>;
+  const Side left = o.window_size ? Side(*o.window_size - 1) : std::nullopt;
+  const Side right = o.window_size ? Side(0) : std::nullopt;
+  const at::Tensor out = std::get<0>(
+      at::_flash_attention_forward(rows(q), rows(k), rows(v), bounds, bounds, longest, longest, 0.0,
+                                   true, false, std::nullopt, left, right));
+  return out.unflatten(0, {B, T}).transpose(1, 2);
+}
+
+// Packed sequences one after the other.
+at::Tensor attend_one_by_one(const AttentionOptions& o, const Sequences& sequences,
+                             const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  std::vector<at::Tensor> parts;
+  const auto& bounds = sequences.bounds();
+  for (size_t n = 0; n + 1 < bounds.size(); ++n) {
+    const int64_t start = bounds[n], length = bounds[n + 1] - bounds[n];
+    if (length > 0) {
+      parts.push_back(attend(o, q.narrow(2, start, length), k.narrow(2, start, length),
+                             v.narrow(2, start, length)));
+    }
   }
-  return attend(o, q, k, v);
+  return at::cat(parts, 2);
+}
+
+at::Tensor attend_sequences(const AttentionOptions& o, const Sequences& sequences,
+                            const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const bool windowed = o.window_size && *o.window_size < k.size(2);
+  if ((sequences.packed() || windowed) && q.size(2) == k.size(2) && flash_takes(q)) {
+    return attend_in_one_call(o, sequences, q, k, v);
+  }
+  return sequences.packed() ? attend_one_by_one(o, sequences, q, k, v) : attend(o, q, k, v);
 }
 
 }  // namespace
@@ -158,43 +194,33 @@ at::Tensor Attention::operator()(const at::Tensor& x, const Sequences& sequences
   const int64_t B = x.size(0), T = x.size(1), d = o.head_dim;
   const auto heads = [&](const at::Tensor& y, int64_t n, const at::Tensor& norm) {
     const at::Tensor split = y.view({B, T, n, d});
-    const at::Tensor normed = norm.defined() ? ops::rms_norm(split, norm, kHeadNormEps) : split;
-    return normed.transpose(1, 2);  // [B, heads, T, d]
+    return norm.defined() ? ops::rms_norm(split, norm, kHeadNormEps) : split;
   };
-  at::Tensor q = heads(project(x, w.q_proj, w.q_bias), o.num_heads, w.q_norm);
-  at::Tensor k = heads(project(x, w.k_proj, w.k_bias), o.num_kv_heads, w.k_norm);
-  at::Tensor v = heads(project(x, w.v_proj, w.v_bias), o.num_kv_heads, {});
-  const at::Tensor positions =
-      sequences.positions(T, x.device()) + (state ? state->position : int64_t{0});
-  q = rotate(q, positions, o.rope_theta);
-  k = rotate(k, positions, o.rope_theta);
+  at::Tensor positions = sequences.positions(T, x.device());
+  if (state) {
+    positions = positions + state->position;
+  }
+  const auto rotated = [&](const at::Tensor& y) {
+    return ops::rotary(y, positions, o.rope_theta).transpose(1, 2);  // [B, heads, T, d]
+  };
+  const at::Tensor q = rotated(heads(project(x, w.q_proj, w.q_bias), o.num_heads, w.q_norm));
+  at::Tensor k = rotated(heads(project(x, w.k_proj, w.k_bias), o.num_kv_heads, w.k_norm));
+  at::Tensor v = heads(project(x, w.v_proj, w.v_bias), o.num_kv_heads, {}).transpose(1, 2);
 
-  at::Tensor out;  // [B, heads, T, d]
-  if (sequences.packed()) {
-    std::vector<at::Tensor> parts;
-    const auto& bounds = sequences.bounds();
-    for (size_t n = 0; n + 1 < bounds.size(); ++n) {
-      const int64_t start = bounds[n], length = bounds[n + 1] - bounds[n];
-      if (length > 0) {
-        parts.push_back(attend_with_chosen(o, q.narrow(2, start, length),
-                                           k.narrow(2, start, length), v.narrow(2, start, length),
-                                           false));
-      }
-    }
-    out = at::cat(parts, 2);
-  } else if (state) {
-    if (state->k.defined()) {
-      k = at::cat({state->k, k}, 2);
-      v = at::cat({state->v, v}, 2);
-    }
-    out = attend_with_chosen(o, q, k, v, true);
+  if (state && state->k.defined()) {
+    k = at::cat({state->k, k}, 2);
+    v = at::cat({state->v, v}, 2);
+  }
+  const at::Tensor out = attend_with_chosen(
+      q, k, v, !sequences.packed(), [&](const auto& q_now, const auto& k_now, const auto& v_now) {
+        return attend_sequences(o, sequences, q_now, k_now, v_now);
+      });  // [B, heads, T, d]
+  if (state) {
     // Tokens that no later query can see are dropped.
     const int64_t keep = o.window_size ? std::min(k.size(2), *o.window_size - 1) : k.size(2);
     state->k = k.narrow(2, k.size(2) - keep, keep).contiguous();
     state->v = v.narrow(2, v.size(2) - keep, keep).contiguous();
     state->position += T;
-  } else {
-    out = attend_with_chosen(o, q, k, v, true);
   }
   return project(out.transpose(1, 2).reshape({B, T, o.num_heads * d}), w.o_proj);
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -22,12 +23,22 @@ class Sequences {
   /// Boundaries as numbers: 0, ..., T. Empty unless packed.
   const std::vector<int64_t>& bounds() const { return bounds_; }
 
-  /// Position of each token in its sequence: [T] int64.
+  /// Tokens of the longest sequence. 0 unless packed.
+  int64_t longest() const;
+
+  /// The boundaries as [N + 1] int32 on a device, copied there once. Only packed.
+  at::Tensor bounds_on(c10::Device device) const;
+
+  /// Position of each token in its sequence: [T] int64. Of packed sequences made once.
   at::Tensor positions(int64_t T, c10::Device device) const;
 
  private:
+  struct OnDevice;
+  const OnDevice& on(c10::Device device) const;
+
   std::optional<at::Tensor> cu_seqlens_;
   std::vector<int64_t> bounds_;
+  std::shared_ptr<OnDevice> on_device_;  // shared by copies: each layer of a step reads it
 };
 
 }  // namespace mdn::layers

@@ -71,7 +71,7 @@ TEST_P(CudaDecoder, PackedSequencesAgreeWithFloat64) {
 INSTANTIATE_TEST_SUITE_P(Families, CudaDecoder,
                          testing::Combine(testing::Values("mdn", "mdn_plain", "mdn_lora",
                                                           "mdn_hybrid", "gdn", "comba", "kda",
-                                                          "mamba2"),
+                                                          "mamba2", "transformer"),
                                           testing::Values(at::kFloat, at::kBFloat16)),
                          [](const testing::TestParamInfo<CudaDecoder::ParamType>& info) {
                            return std::string(std::get<0>(info.param)) + "_" +

@@ -14,6 +14,7 @@
 #include "mdn/ops/momentum_gates.h"
 #include "mdn/ops/residual_mlp.h"
 #include "mdn/ops/rms_norm.h"
+#include "mdn/ops/rotary.h"
 #include "mdn/ops/short_conv.h"
 #include "mdn/ops/swiglu.h"
 
@@ -185,6 +186,23 @@ TEST_P(CudaOps, SwigluMatchesATen) {
     compare(
         {random({n}, 3), random({n})},
         [](const Tensors& x) -> Tensors { return {swiglu(x[0], x[1])}; }, 1);
+  }
+}
+
+TEST_P(CudaOps, RotaryMatchesATen) {
+  for (const int64_t d : pick<int64_t>({2, 6, 8, 16, 64, 128, 256}, {6, 64})) {
+    for (const int64_t T : pick<int64_t>({1, 33, 300}, {33})) {
+      SCOPED_TRACE(fmt::format("d {} T {}", d, T));
+      // positions of two sequences, one of them far on
+      const at::Tensor positions =
+          at::cat({at::arange(T / 2, at::kLong), at::arange(T - T / 2, at::kLong) + 100'000});
+      compare(
+          {random({2, T, 3, d})},
+          [&](const Tensors& x) -> Tensors {
+            return {rotary(x[0], positions.to(x[0].device()), 10000.0)};
+          },
+          2);
+    }
   }
 }
 

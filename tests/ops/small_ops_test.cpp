@@ -7,6 +7,7 @@
 
 #include "mdn/core/error.h"
 #include "mdn/ops/rms_norm.h"
+#include "mdn/ops/rotary.h"
 #include "mdn/ops/short_conv.h"
 #include "mdn/ops/swiglu.h"
 
@@ -145,6 +146,22 @@ TEST(Swiglu, MatchesATen) {
     compare(
         {random({n}, 3), random({n})}, [](const auto& x) { return swiglu(x[0], x[1]); }, 1);
   }
+}
+
+// Halves as real and imaginary parts: times exp(i angle).
+TEST(Rotary, TurnsHalvesByThePosition) {
+  const at::Tensor x = random({2, 5, 3, 8}).to(at::kDouble);
+  const at::Tensor positions = at::tensor(std::vector<int64_t>{0, 1, 0, 1, 700}, at::kLong);
+  const at::Tensor exponents = at::arange(4, at::kDouble) / -4;
+  const at::Tensor angle = positions.view({5, 1, 1}) * at::pow(10000.0, exponents);
+  const auto halves = x.chunk(2, -1);
+  const at::Tensor turned =
+      at::complex(halves[0], halves[1]) * at::polar(at::ones_like(angle), angle);
+  const at::Tensor want = at::cat({at::real(turned), at::imag(turned)}, -1);
+  EXPECT_LT((rotary(x, positions, 10000) - want).norm().item<double>(),
+            1e-14 * want.norm().item<double>());
+  EXPECT_THROW(rotary(x.narrow(3, 0, 7), positions, 10000), Error);
+  EXPECT_THROW(rotary(x, positions.narrow(0, 0, 4), 10000), Error);
 }
 
 TEST(SmallOps, SameBitsForAnyNumberOfThreads) {

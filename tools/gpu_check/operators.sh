@@ -6,6 +6,7 @@ operators() {
   echo "|---|---|---|---|"
   run_tests kimi_delta_rule kimi_delta_rule_cuda_test '*'
   run_tests small_operators cuda_ops_test '*' OMP_NUM_THREADS=4
+  run_tests attention cuda_attention_test '*' OMP_NUM_THREADS=2
   run_tests decoders cuda_decoder_test '*' OMP_NUM_THREADS=2
 }
 table operators_correctness "tools/gpu_check.sh $build" operators

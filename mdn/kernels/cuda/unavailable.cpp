@@ -6,6 +6,7 @@
 #include "mdn/kernels/momentum_delta_rule.h"
 #include "mdn/kernels/momentum_gates.h"
 #include "mdn/kernels/rms_norm.h"
+#include "mdn/kernels/rotary.h"
 #include "mdn/kernels/short_conv.h"
 #include "mdn/kernels/swiglu.h"
 
@@ -81,6 +82,10 @@ void rms_norm_forward(const RmsNormForward&, Stream) {
 }
 void rms_norm_backward(const RmsNormBackward&, Stream) {
   unavailable("rms_norm backward");
+}
+
+void rotary(const Rotary&, Stream) {
+  unavailable("rotary");
 }
 
 void swiglu_forward(const SwigluForward&, Stream) {
