@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/ops/general_momentum_masks.h"
 #include "mdn/ops/tensor.h"
+#include "mdn/ops/unit_lower_inverse.h"
 
 namespace mdn::ops {
 namespace {
@@ -21,7 +24,7 @@ using OptionalTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kChunk = 64;  // tokens, a power of two
+constexpr int64_t kChunk = kMaskTokens;
 
 at::ScalarType gate_type_of(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -29,7 +32,43 @@ at::ScalarType gate_type_of(const Tensor& x) {
 
 // ---- how tokens lie in chunks ---------------------------------------------------------------
 
-/// Every sequence on a grid of its own, padded to the chunks of the longest.
+/// For each row of the chunks its token, for each token its row, and which rows have no token
+/// (undefined: all have one).
+struct Places {
+  Tensor token, row, padding;
+};
+
+/// The tokens' rows x [tokens, ..] in chunks, `fill` where there is no token; and the way back.
+/// Either's gradient is the other's: no sum, hence no atomics.
+class Cut : public torch::autograd::Function<Cut> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Places& places,
+                        const Tensor& fill) {
+    ctx->save_for_backward({places.row});
+    const Tensor rows = x.index_select(0, places.token);
+    return places.padding.defined() ? at::where(places.padding, fill, rows) : rows;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {grads[0].index_select(0, ctx->get_saved_variables()[0]), {}, {}};
+  }
+};
+
+class Join : public torch::autograd::Function<Join> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& rows, const Places& places) {
+    ctx->save_for_backward({places.token, places.padding});
+    return rows.index_select(0, places.row);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor rows = grads[0].index_select(0, saved[0]);
+    return {saved[1].defined() ? rows.masked_fill(saved[1], 0) : rows, {}};
+  }
+};
+
+/// Every sequence on a grid of its own. Sequences stand in the order of their lengths, the longest
+/// first, and all first chunks come before all second chunks: at step i those that have a chunk i
+/// are neighbours, and nothing is computed for the others.
 class Layout {
  public:
   Layout(int64_t B, int64_t T, const OptionalTensor& cu_seqlens, c10::Device device) {
@@ -42,111 +81,164 @@ class Layout {
         bounds.push_back(b * T);
       }
     }
-    sequences_ = static_cast<int64_t>(bounds.size()) - 1;
-    int64_t longest = 0;
-    for (int64_t n = 0; n < sequences_; ++n) {
-      longest = std::max(longest, bounds[n + 1] - bounds[n]);
-    }
-    chunks_ = (longest + kChunk - 1) / kChunk;
-    const int64_t rows = chunks_ * kChunk;  // of a sequence
-    std::vector<int64_t> token(static_cast<size_t>(sequences_ * rows), -1), row;
-    for (int64_t n = 0; n < sequences_; ++n) {
-      for (int64_t t = bounds[n]; t < bounds[n + 1]; ++t) {
-        row.push_back(n * rows + t - bounds[n]);
-        token[static_cast<size_t>(row.back())] = t;
+    const auto length = [&](int64_t n) {
+      return bounds[static_cast<size_t>(n) + 1] - bounds[static_cast<size_t>(n)];
+    };
+    std::vector<int64_t> order(bounds.size() - 1);
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::stable_sort(order, [&](int64_t a, int64_t b) { return length(a) > length(b); });
+    std::vector<int64_t> starts, sizes;  // of chunks
+    for (int64_t done = 0; done < length(order[0]); done += kChunk) {
+      const size_t before = starts.size();
+      for (const int64_t n : order) {
+        if (length(n) <= done) {
+          break;
+        }
+        starts.push_back(bounds[static_cast<size_t>(n)] + done);
+        sizes.push_back(std::min(kChunk, length(n) - done));
       }
+      active_.push_back(static_cast<int64_t>(starts.size() - before));
     }
-    padded_ = row.size() < token.size();
-    token_ = at::tensor(token, at::kLong).to(device);
-    padding_ = token_ < 0;
-    token_ = token_.clamp_min(0);
-    row_ = at::tensor(row, at::kLong).to(device);
+    chunks_ = static_cast<int64_t>(starts.size());
+
+    const auto on_device = [&](const std::vector<int64_t>& x) {
+      return to_device(at::tensor(x, at::kLong), device);
+    };
+    if (!std::ranges::is_sorted(order)) {
+      order_ = on_device(order);
+      rank_ = order_.argsort();
+    }
+    const int64_t tokens = bounds.back(), rows = chunks_ * kChunk;
+    const auto integers = at::TensorOptions(at::kLong).device(device);
+    const Tensor of_chunk = at::arange(kChunk, integers);
+    places_.token = (on_device(starts).unsqueeze(1) + of_chunk).flatten();
+    if (tokens < rows) {
+      const Tensor padding = (of_chunk >= on_device(sizes).unsqueeze(1)).flatten();
+      places_.padding = padding.view({rows, 1, 1});
+      places_.token = places_.token.masked_fill(padding, tokens);
+    }
+    // rows without a token stand for one after the last
+    places_.row = at::empty({tokens + 1}, integers)
+                      .scatter_(0, places_.token, at::arange(rows, integers))
+                      .narrow(0, 0, tokens);
+    places_.token = places_.token.clamp_max(tokens - 1);
   }
 
-  int64_t sequences() const { return sequences_; }
-  int64_t chunks() const { return chunks_; }  // of every sequence
+  int64_t chunks() const { return chunks_; }
+  /// How many sequences have a chunk i.
+  const std::vector<int64_t>& active() const { return active_; }
 
-  /// [B, T, heads, channels] -> [chunks, N, heads, kChunk, channels], `fill` after the ends.
-  Tensor cut(const Tensor& x, at::ScalarType type, double fill) const {
-    Tensor rows = x.flatten(0, 1).index_select(0, token_).to(type);
-    if (padded_) {
-      rows = rows.masked_fill(padding_.view({-1, 1, 1}), fill);
-    }
-    return rows.view({sequences_, chunks_, kChunk, x.size(2), x.size(3)})
-        .permute({1, 0, 3, 2, 4})
-        .contiguous();
+  /// [B, T, heads, channels] -> [chunks, heads, kChunk, channels], `fill` after the ends.
+  Tensor cut(const Tensor& x, at::ScalarType type, const Tensor& fill) const {
+    const Tensor rows = Cut::apply(x.flatten(0, 1), places_, fill.to(x.scalar_type())).to(type);
+    return rows.unflatten(0, {chunks_, kChunk}).transpose(1, 2).contiguous();
   }
 
   /// The way back, to the shape of `like`.
   Tensor join(const Tensor& x, const Tensor& like) const {
-    const Tensor rows = x.permute({1, 0, 3, 2, 4}).reshape({-1, x.size(2), x.size(4)});
-    return rows.index_select(0, row_).view(like.sizes()).to(like.scalar_type());
+    const Tensor rows = x.transpose(1, 2).flatten(0, 1).to(like.scalar_type());
+    return Join::apply(rows, places_).view(like.sizes());
+  }
+
+  /// States [N, ...] in the order of the layout, and back.
+  Tensor sorted(const Tensor& states) const {
+    return order_.defined() ? states.index_select(0, order_) : states;
+  }
+  Tensor unsorted(const Tensor& states) const {
+    return order_.defined() ? states.index_select(0, rank_) : states;
   }
 
  private:
-  int64_t sequences_ = 0, chunks_ = 0;
-  bool padded_ = false;
-  Tensor token_, padding_;  // [N rows]: the token of each row, and whether there is none
-  Tensor row_;              // [B T]
+  int64_t chunks_ = 0;
+  std::vector<int64_t> active_;
+  Places places_;
+  Tensor order_, rank_;  // [N]; undefined: as they came
 };
 
-// ---- masks ----------------------------------------------------------------------------------
+// ---- from chunk to chunk --------------------------------------------------------------------
 
-/// For a run of tokens: the coefficients with which a write (column j) and the states before the
-/// run act on M (Mu, m), on S (G; a, b with -b that of M) and on predictions (H; e, c with -c).
-struct Masks {
-  Tensor Mu, G, H;       // [m, C, C], lower triangular (H: strictly)
-  Tensor m, a, b, e, c;  // [m, C]
-};
-
-/// Doubles the run until it is a chunk. With 1 and 2 being neighbouring runs, and g, n, a', b', m'
-/// the last rows and entries of the first:
-///   Mu21 = m2 nᵀ,   G21 = a2 gᵀ + b2 nᵀ,   H21 = e2 gᵀ + c2 nᵀ
-///   m2 m',   a2 a',   a2 b' + b2 m',   e2 a',   e2 b' + c2 m'   in place of m2, a2, b2, e2, c2
-/// Coefficients [m, C].
-Masks make_masks(const Tensor& alpha, const Tensor& mu, const Tensor& beta, const Tensor& kappa,
-                 const Tensor& lambda, const Tensor& pi) {
-  const int64_t count = alpha.size(0);
-  const auto runs = [&](const Tensor& x) { return x.reshape({count, kChunk, 1}); };
-  Masks x{.Mu = at::ones({count, kChunk, 1, 1}, alpha.options()),
-          .G = runs(beta).unsqueeze(-1),
-          .H = at::zeros({count, kChunk, 1, 1}, alpha.options()),
-          .m = runs(mu),
-          .a = runs(alpha),
-          .b = runs(kappa),
-          .e = runs(pi),
-          .c = runs(lambda)};
-  for (int64_t length = 1; length < kChunk; length *= 2) {
-    const auto first = [](const Tensor& t) { return t.slice(1, 0, std::nullopt, 2); };
-    const auto second = [](const Tensor& t) { return t.slice(1, 1, std::nullopt, 2); };
-    const auto last = [&](const Tensor& t) { return first(t).narrow(2, length - 1, 1); };
-    const auto square = [&](const Tensor& t, const Tensor& below) {
-      const Tensor upper = at::cat({first(t), at::zeros_like(below)}, 3);
-      return at::cat({upper, at::cat({below, second(t)}, 3)}, 2);
-    };
-    const auto column = [&](const Tensor& t) { return second(t).unsqueeze(-1); };
-    const auto row = [&](const Tensor& t, const Tensor& of_second) {
-      return at::cat({first(t), of_second}, 2);
-    };
-    const Tensor g = last(x.G), n = last(x.Mu), a = last(x.a), b = last(x.b), m = last(x.m);
-    x = {.Mu = square(x.Mu, column(x.m) * n),
-         .G = square(x.G, column(x.a) * g + column(x.b) * n),
-         .H = square(x.H, column(x.e) * g + column(x.c) * n),
-         .m = row(x.m, second(x.m) * m),
-         .a = row(x.a, second(x.a) * a),
-         .b = row(x.b, second(x.a) * b + second(x.b) * m),
-         .e = row(x.e, second(x.e) * a),
-         .c = row(x.c, second(x.e) * b + second(x.c) * m)};
+/// The states [S | M] = X [states, V, 2K] through the chunks, m of them with their heads: with the
+/// state X of its sequence and head a chunk has
+///   R = r_free + r_from_x Xᵀ
+///   S <- a_C S - b_C M, M <- m_C M, then X <- X + Rᵀ x_from_r
+/// r_free [m, C, V], r_from_x, x_from_r [m, C, 2K], ends [m, 3] (a_C, -b_C, m_C). `active`: states
+/// of each step, the first ones. Gives X before each chunk [m, V, 2K], R [m, C, V] and the last X.
+///
+/// Autograd would fill a gradient of all chunks at each step of it; here the backward pass walks
+/// the steps with what they depend on and makes the other products for all chunks at once.
+class Chain : public torch::autograd::Function<Chain> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& r_free, const Tensor& r_from_x,
+                               const Tensor& x_from_r, const Tensor& ends, const Tensor& first,
+                               const std::vector<int64_t>& active) {
+    const int64_t m = r_free.size(0), V = first.size(1), K = first.size(2) / 2;
+    const Tensor before = at::empty({m, V, 2 * K}, first.options()), R = at::empty_like(r_free);
+    const Tensor last = first.clone(at::MemoryFormat::Contiguous);
+    int64_t row = 0;
+    for (const int64_t states : active) {
+      const auto rows = [&](const Tensor& t) { return t.narrow(0, row, states); };
+      const Tensor X = last.narrow(0, 0, states);
+      Tensor r = rows(R);
+      rows(before).copy_(X);
+      at::baddbmm_out(r, rows(r_free), rows(r_from_x), X.mT());
+      const auto [a, minus_b, m_end] = ends_of(rows(ends));
+      const Tensor S = X.narrow(2, 0, K), M = X.narrow(2, K, K);
+      S.mul_(a).addcmul_(M, minus_b);
+      M.mul_(m_end);
+      X.baddbmm_(r.mT(), rows(x_from_r));
+      row += states;
+    }
+    ctx->save_for_backward({r_from_x, x_from_r, ends, before, R});
+    ctx->saved_data["active"] = active;
+    return {before, R, last};
   }
-  return {.Mu = x.Mu.squeeze(1),
-          .G = x.G.squeeze(1),
-          .H = x.H.squeeze(1),
-          .m = x.m.squeeze(1),
-          .a = x.a.squeeze(1),
-          .b = x.b.squeeze(1),
-          .e = x.e.squeeze(1),
-          .c = x.c.squeeze(1)};
-}
+
+  // For a chunk, from dX after it, with what reads the state before it (d_before) and R (d_R):
+  //   dR = d_R + x_from_r dXᵀ
+  //   dM <- m_C dM - b_C dS, dS <- a_C dS, then dX <- dX + dRᵀ r_from_x + d_before
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    check_first_order("general_momentum_delta_rule");
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &r_from_x = saved[0], &x_from_r = saved[1], &ends = saved[2], &before = saved[3],
+                 &R = saved[4];
+    const Tensor &d_before = grads[0], &d_R = grads[1];
+    const auto active = ctx->saved_data["active"].toIntVector();
+    const int64_t K = before.size(2) / 2;
+    const Tensor d_last = grads[2].clone(at::MemoryFormat::Contiguous);
+    const Tensor dR = at::empty_like(R), d_after = at::empty_like(before);
+    int64_t row = before.size(0);
+    for (auto states = active.rbegin(); states != active.rend(); ++states) {
+      row -= *states;
+      const auto rows = [&](const Tensor& t) { return t.narrow(0, row, *states); };
+      const Tensor dX = d_last.narrow(0, 0, *states);
+      Tensor d_r = rows(dR);
+      rows(d_after).copy_(dX);
+      at::baddbmm_out(d_r, rows(d_R), rows(x_from_r), dX.mT());
+      const auto [a, minus_b, m_end] = ends_of(rows(ends));
+      const Tensor dS = dX.narrow(2, 0, K), dM = dX.narrow(2, K, K);
+      dM.mul_(m_end).addcmul_(dS, minus_b);
+      dS.mul_(a);
+      dX.baddbmm_(d_r.mT(), rows(r_from_x)).add_(rows(d_before));
+    }
+    const auto S_of = [&](const Tensor& t) { return t.narrow(2, 0, K); };
+    const auto M_of = [&](const Tensor& t) { return t.narrow(2, K, K); };
+    const auto dot = [](const Tensor& x, const Tensor& y) { return (x * y).sum({1, 2}); };
+    return {dR,
+            at::bmm(dR, before),
+            at::bmm(R, d_after),
+            at::stack({dot(S_of(d_after), S_of(before)), dot(S_of(d_after), M_of(before)),
+                       dot(M_of(d_after), M_of(before))},
+                      -1),
+            d_last,
+            {}};
+  }
+
+ private:
+  static std::array<Tensor, 3> ends_of(const Tensor& ends) {
+    const auto of = [&](int64_t i) { return ends.select(1, i).view({-1, 1, 1}); };
+    return {of(0), of(1), of(2)};
+  }
+};
 
 // ---- the program ----------------------------------------------------------------------------
 
@@ -174,52 +266,43 @@ variable_list program(const variable_list& x, const Shape& shape) {
   const int64_t HV = x[kV].size(2), V = x[kV].size(3), K = x[kK].size(3);
   const int64_t group = HV / x[kK].size(2);
   const Layout layout(x[kQ].size(0), x[kQ].size(1), shape.cu_seqlens, x[kQ].device());
-  const int64_t chunks = layout.chunks(), N = layout.sequences();
-  // rows of one batch: chunk, sequence, value head
+  // rows of one batch: chunk, value head
   const auto spread = [&](const Tensor& t) {
-    return (group == 1 ? t : t.repeat_interleave(group, 2)).flatten(0, 2);
+    return (group == 1 ? t : t.repeat_interleave(group, 1)).flatten(0, 1);
   };
-  const Tensor q_heads = normalised(layout.cut(x[kQ], type, 0), shape.l2norm);
-  const Tensor k_heads = normalised(layout.cut(x[kK], type, 0), shape.l2norm);
+  // past a sequence's end nothing is written and the states stay: alpha and mu are 1, all else 0
+  const Tensor nothing = at::zeros({1}, x[kAlpha].options());
+  const Tensor q_heads = normalised(layout.cut(x[kQ], type, nothing), shape.l2norm) * shape.scale;
+  const Tensor k_heads = normalised(layout.cut(x[kK], type, nothing), shape.l2norm);
   const Tensor P = spread(at::matmul(q_heads, k_heads.mT()));
   const Tensor KK = spread(at::matmul(k_heads, k_heads.mT()));
   const Tensor q = spread(q_heads), k = spread(k_heads);
-  const Tensor v = layout.cut(x[kV], type, 0).flatten(0, 2);
-  // past a sequence's end nothing is written and the states stay
-  const auto gate = [&](Input input, double fill) {
-    return layout.cut(x[input].unsqueeze(-1), type, fill).flatten(0, 2).squeeze(-1);
+  const Tensor v = layout.cut(x[kV], type, nothing).flatten(0, 1);
+  const Tensor gates =
+      at::stack({x[kAlpha], x[kMu], x[kEta], x[kBeta], x[kKappa], x[kLambda], x[kPi]}, -1);
+  const Tensor stay = (at::arange(gates.size(-1), gates.options()) < 2).to(type);
+  const GeneralMomentumMasks masks =
+      general_momentum_masks(layout.cut(gates, type, stay).flatten(0, 1).permute({2, 0, 1}));
+
+  // rows of t for S and for M: [m, C, K] and [m, C, 2] -> [m, C, 2K]
+  const auto of_both = [](const Tensor& t, const Tensor& coefficients) {
+    return (t.unsqueeze(2) * coefficients.unsqueeze(-1)).flatten(2);
   };
-  const Tensor eta = gate(kEta, 0);
-  const Masks masks = make_masks(gate(kAlpha, 1), gate(kMu, 1), gate(kBeta, 0), gate(kKappa, 0),
-                                 gate(kLambda, 0), gate(kPi, 0));
-
-  const auto column = [](const Tensor& t) { return t.unsqueeze(-1); };
-  const Tensor D = eta.unsqueeze(1);  // scales columns
-  const Tensor rhs = at::cat({v, column(masks.e) * -k, column(masks.c) * k}, -1);
-  const Tensor solved = at::linalg_solve_triangular(masks.H * KK * D, rhs, false, true, true);
-  const Tensor r_free = solved.narrow(2, 0, V), r_from_x = solved.narrow(2, V, 2 * K);
-  const auto last = [](const Tensor& t) { return t.select(1, kChunk - 1); };
-  const Tensor x_from_r =
-      at::cat({column(last(masks.G) * eta) * k, column(last(masks.Mu) * eta) * -k}, -1);
-
-  const int64_t batch = N * HV;
-  Tensor X = at::cat({x[kS], x[kM]}, -1).view({batch, V, 2 * K});
-  std::vector<Tensor> before, errors;
-  for (int64_t i = 0; i < chunks; ++i) {
-    const auto rows = [&](const Tensor& t) { return t.narrow(0, i * batch, batch); };
-    const auto end = [&](const Tensor& t) { return last(rows(t)).view({batch, 1, 1}); };
-    before.push_back(X);
-    errors.push_back(at::baddbmm(rows(r_free), rows(r_from_x), X.mT()));
-    const Tensor S = X.narrow(2, 0, K), M = X.narrow(2, K, K);
-    X = at::cat({end(masks.a) * S - end(masks.b) * M, end(masks.m) * M}, -1);
-    X = at::baddbmm(X, errors.back().mT(), rows(x_from_r));
+  const Tensor inverse = unit_lower_inverse(masks.H * KK);
+  const Tensor states = layout.sorted(at::cat({x[kS], x[kM]}, -1));
+  std::vector<int64_t> active;
+  for (const int64_t sequences : layout.active()) {
+    active.push_back(sequences * HV);
   }
-  const Tensor o_from_x = at::cat({column(masks.a) * q, column(masks.b) * -q}, -1);
-  const Tensor read = at::bmm(o_from_x, at::cat(before, 0).mT());
-  const Tensor rows = at::baddbmm(read, P * masks.G * D, at::cat(errors, 0)) * shape.scale;
-  const Tensor o = layout.join(rows.view({chunks, N, HV, kChunk, V}), x[kV]);
-  X = X.view({N, HV, V, 2 * K});
-  return {o, X.narrow(3, 0, K).contiguous(), X.narrow(3, K, K).contiguous()};
+  const auto chain =
+      Chain::apply(at::bmm(inverse, v), at::bmm(inverse, of_both(k, masks.from_states)),
+                   of_both(k, masks.to_states), masks.ends, states.flatten(0, 1), active);
+  const Tensor &before = chain[0], &R = chain[1];
+  const Tensor read = at::bmm(of_both(q, masks.read), before.mT());
+  const Tensor rows = at::baddbmm(read, P * masks.G, R);
+  const Tensor o = layout.join(rows.unflatten(0, {layout.chunks(), HV}), x[kV]);
+  const Tensor last = layout.unsorted(chain[2].view({-1, HV, V, 2 * K}));
+  return {o, last.narrow(3, 0, K).contiguous(), last.narrow(3, K, K).contiguous()};
 }
 
 /// Keeps the inputs and runs the program again for its gradient: what the program leaves for

@@ -38,7 +38,7 @@ namespace mdn::ops {
 /// q, k [B, T, H, K], v [B, T, HV, V] of one dtype; alpha, mu, eta, beta, kappa, lambda, pi
 /// [B, T, HV] float32 (float64 with float64), absent pi: alpha; initial_S, initial_M [N, HV, V, K]
 /// of the gates' dtype, both or neither; cu_seqlens [N + 1] int64 (B = 1). `scale` defaults to
-/// K^-1/2. Arithmetic is of the gates' type. Packed sequences are padded to the longest of them.
+/// K^-1/2. Arithmetic is of the gates' type.
 /// Returns o [B, T, HV, V] and the final states [N, HV, V, K].
 std::tuple<at::Tensor, at::Tensor, at::Tensor> general_momentum_delta_rule(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& alpha,

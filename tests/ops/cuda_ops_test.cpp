@@ -10,6 +10,8 @@
 
 #include "mdn/ops/cross_entropy.h"
 #include "mdn/ops/decay_gates.h"
+#include "mdn/ops/general_momentum_delta_rule.h"
+#include "mdn/ops/general_momentum_masks.h"
 #include "mdn/ops/kimi_delta_rule.h"
 #include "mdn/ops/momentum_gates.h"
 #include "mdn/ops/residual_mlp.h"
@@ -17,6 +19,7 @@
 #include "mdn/ops/rotary.h"
 #include "mdn/ops/short_conv.h"
 #include "mdn/ops/swiglu.h"
+#include "mdn/ops/unit_lower_inverse.h"
 
 namespace mdn::ops {
 namespace {
@@ -363,6 +366,76 @@ TEST(CudaKimiDeltaRule, StepsEqualTheWhole) {
   // Sums of some hundred float32 products, six times.
   EXPECT_LT(error(at::stack(steps, 1), o), 64 * 0x1p-24);
   EXPECT_LT(error(S, final_S), 64 * 0x1p-24);
+}
+
+// In float32, which is all that these kernels have: sums of up to 66 products, and products of up
+// to 64 coefficients.
+void compare_float32(const Tensors& inputs, const Function& f, int64_t terms) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  const Tensors want = run(f, inputs, at::kDouble, at::kCPU);
+  const Tensors got = run(f, inputs, at::kFloat, at::kCUDA);
+  for (size_t i = 0; i < got.size(); ++i) {
+    const at::Tensor difference = got[i].to(at::kCPU, at::kDouble) - want[i];
+    EXPECT_LE(difference.norm().item<double>(), 8 * (std::sqrt(static_cast<double>(terms)) + 16) *
+                                                    0x1p-24 * want[i].norm().item<double>())
+        << "result " << i << " (outputs first)";
+  }
+}
+
+TEST_P(CudaOps, GeneralMomentumMasksMatchATen) {
+  for (const int64_t chunks : pick<int64_t>({1, 2, 301}, {2})) {
+    SCOPED_TRACE(chunks);
+    at::Tensor zeros_here_and_there = random({7, chunks, 64}).sigmoid();
+    zeros_here_and_there.slice(2, 3, std::nullopt, 7).zero_();
+    for (const at::Tensor& coefficients :
+         {random({7, chunks, 64}).sigmoid(), zeros_here_and_there}) {
+      compare_float32(
+          {coefficients},
+          [](const Tensors& x) -> Tensors {
+            const auto y = general_momentum_masks(x[0]);
+            return {y.G, y.H, y.from_states, y.read, y.to_states, y.ends};
+          },
+          64);
+    }
+  }
+}
+
+TEST_P(CudaOps, UnitLowerInverseMatchesATen) {
+  for (const int64_t matrices : pick<int64_t>({1, 301}, {2})) {
+    compare_float32(
+        {random({matrices, 64, 64}, 0.1)},
+        [](const Tensors& x) -> Tensors { return {unit_lower_inverse(x[0])}; }, 64);
+  }
+}
+
+// A program in float32 whatever the type of q, k, v.
+TEST(CudaGeneralMomentumDeltaRule, MatchesFloat64) {
+  constexpr int64_t T = 75, H = 2, HV = 4, K = 64, V = 32;
+  const at::Tensor packed = at::tensor(std::vector<int64_t>{0, 1, 40, 40, 2 * T}, at::kLong);
+  for (const auto& cu : {std::optional<at::Tensor>(), std::optional(packed)}) {
+    SCOPED_TRACE(cu ? "packed" : "rows");
+    const int64_t B = cu ? 1 : 2, N = cu ? packed.numel() - 1 : B, tokens = 2 * T / B;
+    Tensors inputs = {random({B, tokens, H, K}), random({B, tokens, H, K}),
+                      random({B, tokens, HV, V})};
+    for (int gate = 0; gate < 7; ++gate) {
+      inputs.push_back(random({B, tokens, HV}));
+    }
+    inputs.push_back(random({N, HV, V, K}, 0.25));
+    inputs.push_back(random({N, HV, V, K}, 0.25));
+    compare(
+        inputs,
+        [&](const Tensors& x) -> Tensors {
+          const auto type = x[0].scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+          const auto gate = [&](size_t i) { return x[i].to(type).sigmoid(); };
+          const auto [o, S, M] = general_momentum_delta_rule(
+              x[0], x[1], x[2], gate(3), gate(4), gate(5), gate(6), 0.5 * gate(7), 0.3 * gate(8),
+              gate(9), x[10].to(type), x[11].to(type), cu, std::nullopt, true);
+          return {o, S, M};
+        },
+        2 * T + K + V);
+  }
 }
 
 TEST(CudaOpsTogether, SameBitsEveryTime) {

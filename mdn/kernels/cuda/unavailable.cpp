@@ -2,6 +2,7 @@
 #include "mdn/core/error.h"
 #include "mdn/kernels/cross_entropy.h"
 #include "mdn/kernels/decay_gates.h"
+#include "mdn/kernels/general_momentum_masks.h"
 #include "mdn/kernels/kimi_delta_rule.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 #include "mdn/kernels/momentum_gates.h"
@@ -9,6 +10,7 @@
 #include "mdn/kernels/rotary.h"
 #include "mdn/kernels/short_conv.h"
 #include "mdn/kernels/swiglu.h"
+#include "mdn/kernels/unit_lower_inverse.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -93,6 +95,17 @@ void swiglu_forward(const SwigluForward&, Stream) {
 }
 void swiglu_backward(const SwigluBackward&, Stream) {
   unavailable("swiglu backward");
+}
+
+void general_momentum_masks_forward(const GeneralMomentumMasksForward&, Stream) {
+  unavailable("general_momentum_masks forward");
+}
+void general_momentum_masks_backward(const GeneralMomentumMasksBackward&, Stream) {
+  unavailable("general_momentum_masks backward");
+}
+
+void unit_lower_inverse(const UnitLowerInverse&, Stream) {
+  unavailable("unit_lower_inverse");
 }
 
 size_t momentum_gates_backward_workspace(const MomentumGatesProblem&) {
