@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <mutex>
 #include <vector>
 
 #include "mdn/core/error.h"
@@ -28,7 +29,7 @@ std::atomic<bool> deterministic = false;
 // anew for each length, which a growing cache would pay at every token and packed documents at
 // every document, and have no order of their own for sums. What cuDNN does not support takes the
 // next.
-void order_backends(bool cudnn) {
+void order_backends(bool cudnn, c10::Device device) {
   using B = at::SDPBackend;
   const auto list = [](std::initializer_list<B> order) {
     std::vector<int64_t> numbers;
@@ -41,6 +42,13 @@ void order_backends(bool cudnn) {
       {B::cudnn_attention, B::flash_attention, B::efficient_attention, B::math, B::overrideable});
   static const std::vector<int64_t> flash_first = list(
       {B::flash_attention, B::efficient_attention, B::math, B::cudnn_attention, B::overrideable});
+  // When it is first asked for a choice libtorch sets an order of its own, cuDNN first on Hopper:
+  // it is asked before it is given another.
+  static std::once_flag asked;
+  std::call_once(asked, [&] {
+    const at::Tensor x = at::empty({1, 1, 64, 64}, at::TensorOptions(at::kHalf).device(device));
+    at::_fused_sdp_choice(x, x, x);
+  });
   at::globalContext().setSDPPriorityOrder(cudnn ? cudnn_first : flash_first);
 }
 
@@ -123,7 +131,7 @@ at::Tensor attend_with_chosen(const at::Tensor& q, const at::Tensor& k, const at
     return attend(q, k, v);
   }
   const bool training = at::GradMode::is_enabled() && q.requires_grad();
-  order_backends(training && one_length && !deterministic);
+  order_backends(training && one_length && !deterministic, q.device());
   return training && deterministic ? InOneOrder::apply(q, k, v, attend) : attend(q, k, v);
 }
 
