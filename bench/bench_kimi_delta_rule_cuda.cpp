@@ -8,9 +8,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
+#include <vector>
 
 #include "bench/device_inputs.h"
 #include "mdn/core/error.h"
+#include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/kimi_delta_rule.h"
 
 namespace mdn::bench {
@@ -103,38 +106,50 @@ void print_shape(const Shape& s, double copy, cudaStream_t stream) {
   std::fflush(stdout);
 }
 
+/// As print_decode of bench_momentum_delta_rule_cuda: steps in a graph, each with states of its
+/// own, so that all of them come from memory.
 void print_step(int64_t B, double copy, cudaStream_t stream) {
   constexpr int64_t H = 8, K = 128, V = 128;
+  constexpr int64_t kPoolBytes = int64_t{2} << 30;
   Device device;
+  const int64_t states = B * H * V * K;
   float* const alpha = device.floats(B * H * K);
   float* const beta = device.floats(B * H);
-  float* const S = device.floats(B * H * V * K);
   fill_decays(alpha, B * H * K, kDecayRate, 101);
   fill_uniform(beta, B * H, 102);
-  fill_uniform(S, B * H * V * K, 103);
-  const KimiDeltaRuleStep step{.B = B,
-                               .H = H,
-                               .HV = H,
-                               .K = K,
-                               .V = V,
-                               .dtype = kType,
-                               .scale = 1 / std::sqrt(static_cast<double>(K)),
-                               .l2norm = true,
-                               .q = device.normal(B * H * K),
-                               .k = device.normal(B * H * K),
-                               .v = device.normal(B * H * V),
-                               .alpha = alpha,
-                               .beta = beta,
-                               .S = S,
-                               .o = device.elements(B * H * V)};
-  const double ms = time_on_device([&] { kernels::cuda::step(step, stream); }, stream);
-  const double bytes = 2.0 * static_cast<double>(B * H * V * K) * sizeof(float);
-  fmt::print("| {} | {:.1f} | {:.1f}% |\n", B, 1e3 * ms, 100 * bytes / (ms * 1e-3) / copy);
+  KimiDeltaRuleStep step{.B = B,
+                         .H = H,
+                         .HV = H,
+                         .K = K,
+                         .V = V,
+                         .dtype = kType,
+                         .scale = 1 / std::sqrt(static_cast<double>(K)),
+                         .l2norm = true,
+                         .q = device.normal(B * H * K),
+                         .k = device.normal(B * H * K),
+                         .v = device.normal(B * H * V),
+                         .alpha = alpha,
+                         .beta = beta,
+                         .o = device.elements(B * H * V)};
+  std::vector<std::function<void()>> calls;
+  for (int64_t pool = 0; pool < std::clamp<int64_t>(kPoolBytes / (4 * states), 4, 200); ++pool) {
+    step.S = device.floats(states);
+    fill_uniform(static_cast<float*>(step.S), states, 103);
+    calls.emplace_back([step, stream] { kernels::cuda::step(step, stream); });
+  }
+  MDN_CUDA_CHECK(cudaDeviceSynchronize());
+  const double one_ms = time_on_device(calls[0], stream);
+  const double ms = time_in_graph(calls, stream);
+  const double bytes = 2.0 * static_cast<double>(states) * sizeof(float);
+  fmt::print("| {} | {:.1f} | {:.2f} | {:.1f}% |\n", B, 1e3 * one_ms, 1e3 * ms,
+             100 * bytes / (ms * 1e-3) / copy);
   std::fflush(stdout);
 }
 
 int run() {
-  const cudaStream_t stream = nullptr;
+  cudaStream_t stream = nullptr;
+  MDN_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  MDN_CUDA_CHECK(cudaDeviceSynchronize());
   const double copy = measure_copy(stream);
   fmt::print("{}; copies at {:.2f} TB/s\n\n", describe_device(), copy * 1e-12);
   fmt::print(
@@ -144,9 +159,9 @@ int run() {
     print_shape(shape, copy, stream);
   }
   fmt::print(
-      "\nStep, 8 heads of 128:\n\n| batch | one call µs | of copy, states alone "
-      "|\n|---|---|---|\n");
-  for (const int64_t B : {1, 16, 256}) {
+      "\nStep, 8 heads of 128:\n\n| batch | one call µs | in a graph µs | of copy, states alone "
+      "|\n|---|---|---|---|\n");
+  for (const int64_t B : {1, 16, 64, 256}) {
     print_step(B, copy, stream);
   }
   return 0;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -169,10 +170,11 @@ void print_shapes(bool portable, bool momentum, double copy, cudaStream_t stream
 
 /// The step at a batch size, in a graph of many steps whose pools together pass the L2 cache many
 /// times, so that every step finds its states in memory.
-void print_decode(double copy, double in_place, cudaStream_t stream) {
+void print_decode(bool momentum, double copy, double in_place, cudaStream_t stream) {
   constexpr int64_t H = 6, K = 128, V = 256;
   constexpr int64_t kPoolBytes = int64_t{2} << 30;
-  fmt::print("\n## Decode step ({} heads, K {}, V {}, bf16 q, k, v)\n\n", H, K, V);
+  fmt::print("\n## Decode step{} ({} heads, K {}, V {}, bf16 q, k, v)\n\n",
+             momentum ? "" : ", without momentum", H, K, V);
   fmt::print(
       "One call: events around a single call after a flush of L2. In a graph: a replay of "
       "many steps, each with another pool of states, by their number. Bandwidth and shares "
@@ -186,7 +188,8 @@ void print_decode(double copy, double in_place, cudaStream_t stream) {
       DevicePool device;
       const int64_t states = B * H * V * K;
       const int64_t state_bytes = states * static_cast<int64_t>(size_of(state_dtype));
-      const int64_t pools = std::clamp<int64_t>(kPoolBytes / (2 * state_bytes), 4, 200);
+      const int64_t matrices = momentum ? 2 : 1;
+      const int64_t pools = std::clamp<int64_t>(kPoolBytes / (matrices * state_bytes), 4, 200);
       MomentumDeltaRuleStep step;
       step.B = B;
       step.H = step.HV = H;
@@ -212,32 +215,24 @@ void print_decode(double copy, double in_place, cudaStream_t stream) {
       }
       fill_layer_gates(gate[0], gate[1], gate[2], gate[3], B * H, seed++);
       step.alpha = gate[0];
-      step.mu = gate[1];
+      step.mu = momentum ? gate[1] : nullptr;
       step.eta = gate[2];
       step.beta = gate[3];
       std::vector<MomentumDeltaRuleStep> steps;
       for (int64_t i = 0; i < pools; ++i) {
         step.S = normal(states, state_dtype, 0.1f);
-        step.M = normal(states, state_dtype, 0.1f);
+        step.M = momentum ? normal(states, state_dtype, 0.1f) : nullptr;
         steps.push_back(step);
       }
       MDN_CUDA_CHECK(cudaDeviceSynchronize());
       const double one =
           time_on_device([&] { kernels::cuda::step(steps[0], stream); }, stream) * 1e3;
-      cudaGraph_t graph = nullptr;
-      cudaGraphExec_t replay = nullptr;
-      MDN_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      std::vector<std::function<void()>> calls;
       for (const MomentumDeltaRuleStep& each : steps) {
-        kernels::cuda::step(each, stream);
+        calls.emplace_back([&each, stream] { kernels::cuda::step(each, stream); });
       }
-      MDN_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-      MDN_CUDA_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-      const double many =
-          time_unflushed([&] { MDN_CUDA_CHECK(cudaGraphLaunch(replay, stream)); }, stream) * 1e3 /
-          static_cast<double>(pools);
-      MDN_CUDA_CHECK(cudaGraphExecDestroy(replay));
-      MDN_CUDA_CHECK(cudaGraphDestroy(graph));
-      const double bytes = static_cast<double>(4 * state_bytes) +
+      const double many = time_in_graph(calls, stream) * 1e3;
+      const double bytes = static_cast<double>(2 * matrices * state_bytes) +
                            static_cast<double>(B * H * (2 * K + 2 * V) * 2 + B * H * 16);
       const double rate = bytes / (many * 1e-6);
       fmt::print("| {} | {} | {:.2f} | {:.2f} | {:.0f} | {:.1f}% | {:.1f}% | {:.2f} |\n", B,
@@ -272,7 +267,8 @@ int run(const std::vector<std::string>& wanted) {
     print_shapes(true, true, copy, stream);
   }
   if (wants("decode")) {
-    print_decode(copy, in_place, stream);
+    print_decode(true, copy, in_place, stream);
+    print_decode(false, copy, in_place, stream);
   }
   MDN_CUDA_CHECK(cudaStreamDestroy(stream));
   return 0;

@@ -147,6 +147,22 @@ double time_unflushed(const std::function<void()>& body, cudaStream_t stream, in
   return time_calls([] {}, body, stream, repeats);
 }
 
+double time_in_graph(const std::vector<std::function<void()>>& calls, cudaStream_t stream) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  MDN_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (const auto& call : calls) {
+    call();
+  }
+  MDN_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  MDN_CUDA_CHECK(cudaGraphInstantiate(&replay, graph, 0));
+  const double all =
+      time_unflushed([&] { MDN_CUDA_CHECK(cudaGraphLaunch(replay, stream)); }, stream);
+  MDN_CUDA_CHECK(cudaGraphExecDestroy(replay));
+  MDN_CUDA_CHECK(cudaGraphDestroy(graph));
+  return all / static_cast<double>(calls.size());
+}
+
 double measure_copy(cudaStream_t stream) {
   const DeviceMemory from(kCopyBytes), to(kCopyBytes);
   fill_normal(from.get(), kCopyBytes / 4, DType::kFloat32, 1.0f, 1);

@@ -55,6 +55,11 @@ double time_on_device(const std::function<void()>& body, cudaStream_t stream, in
 /// Median over `repeats` calls without flushing: for bodies that touch more than the cache holds.
 double time_unflushed(const std::function<void()>& body, cudaStream_t stream, int repeats = 30);
 
+/// Milliseconds a call takes in a replayed graph of `calls`, one after the other: for calls so
+/// short that a launch from the host would be what is measured. Together they should touch more
+/// than the cache holds.
+double time_in_graph(const std::vector<std::function<void()>>& calls, cudaStream_t stream);
+
 /// Bytes read and written a second by a device-to-device copy of 1 GiB.
 double measure_copy(cudaStream_t stream);
 

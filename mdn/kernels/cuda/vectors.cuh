@@ -140,6 +140,37 @@ __device__ inline void store_run(T* to, const float (&x)[kCount]) {
   run.store(to);
 }
 
+/// N neighbouring elements from `at` on, or zeros, as float32, of a tensor whose type is known at
+/// run time. `whole`: they are aligned as one access, or as several of 16 bytes; `inside`: how many
+/// of them there are, with `whole` none or all.
+template <int N>
+__device__ inline void load_columns(const void* tensor, int64_t at, DType dtype, bool whole,
+                                    int inside, float (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    x[i] = 0;
+  }
+  const auto load = [&](auto* from) {
+    if (whole && inside > 0) {
+      load_run(from + at, x);
+    } else if (!whole) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        if (i < inside) {
+          x[i] = to_float(from[at + i]);
+        }
+      }
+    }
+  };
+  if (dtype == DType::kBFloat16) {
+    load(static_cast<const __nv_bfloat16*>(tensor));
+  } else if (dtype == DType::kFloat16) {
+    load(static_cast<const __half*>(tensor));
+  } else {
+    load(static_cast<const float*>(tensor));
+  }
+}
+
 /// exp with an error that vanishes in the rounding to T: the hardware's for 16-bit types.
 template <class T>
 __device__ inline float exponential(float x) {
@@ -150,13 +181,18 @@ __device__ inline float exponential(float x) {
   }
 }
 
-/// 1 / (1 + exp(-x)), for any x.
+/// 1 / (1 + exp(-x)), for any x. For 16-bit types by the hardware's two functions as they are: the
+/// intrinsics would each be wrapped in a scaling for denormal numbers, which nobody would see.
 template <class T>
 __device__ inline float sigmoid(float x) {
   if constexpr (kIsFloat32<T>) {
     return 1.0f / (1.0f + expf(-x));
   } else {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    constexpr float kMinusLog2E = -1.44269504f;
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(kMinusLog2E * x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return inverse;
   }
 }
 
