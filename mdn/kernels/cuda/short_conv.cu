@@ -1,14 +1,16 @@
 // The convolution over a run of tokens: a lane holds the same few channels of a run of kRun tokens
 // and walks along it with the last W - 1 inputs in registers, so each input is read once (and W - 1
-// more at the start of a run). The next few tokens are on their way while these are computed with.
-// Bound by memory.
+// more at the start of a run). The tokens ahead are on their way to shared memory, which takes no
+// registers. Bound by memory.
 #include "mdn/kernels/short_conv.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "mdn/kernels/cuda/column_sums.h"
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
+#include "mdn/kernels/cuda/ptx/async_copy.cuh"
 #include "mdn/kernels/cuda/sequences.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
 
@@ -21,6 +23,7 @@ constexpr int kThreads = kLanes * kWarps;
 constexpr int kRun = 32;  // tokens
 constexpr int kChannels = 4;
 constexpr int kMaxWidth = 4;
+constexpr int kGroup = 4;  // tokens that are fetched and waited for together
 
 /// What a call has besides x and weight.
 enum class Extra { kNothing, kCorrection, kBias };
@@ -50,11 +53,13 @@ __device__ inline Place place_of(int64_t tokens, unsigned columns) {
 
 template <int kTaps>
 __device__ void load_weight(const float* weight, int64_t channel, float (&w)[kChannels][kTaps]) {
+  float all[kChannels * kTaps];
+  load_run(weight + channel * kTaps, all);
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
-      w[i][tap] = weight[(channel + i) * kTaps + tap];
+      w[i][tap] = all[i * kTaps + tap];
     }
   }
 }
@@ -74,13 +79,14 @@ struct Past {
       }
     }
   }
+  /// Of the token at `x`, which has at least `count` inputs of its sequence before it.
   template <class T>
-  __device__ void load(const T* column, int64_t stride, int64_t token, int64_t start) {
+  __device__ void load(const T* x_now, int64_t stride, int count) {
     clear();
 #pragma unroll
     for (int j = 0; j < kTaps - 1; ++j) {
-      if (token - 1 - j >= start) {
-        load_run(column + (token - 1 - j) * stride, x[j]);
+      if (j < count) {
+        load_run(x_now - (j + 1) * stride, x[j]);
       }
     }
   }
@@ -122,20 +128,64 @@ struct Call {
   ShortConvCorrection correction;
 };
 
-/// Tokens whose loads are in flight together, by the registers that they leave.
-constexpr int kForwardAhead = 4;
-template <Extra kExtra>
-inline constexpr int kBackwardAhead = kExtra == Extra::kNothing ? 4
-                                      : kExtra == Extra::kBias  ? 3
-                                                                : 2;
+/// The tokens ahead of a walk, on their way to shared memory: a ring of groups for each of kTensors
+/// tensors. Every thread fetches and reads its own channels alone, so there is nothing to
+/// synchronise.
+template <class T, int kTensors>
+struct Ahead {
+  using Item = Run<T, kChannels>;
+  static constexpr int kGroups = sizeof(T) == 4 ? 2 : 4;
+  static constexpr int kTensorBytes = kGroup * kThreads * static_cast<int>(sizeof(Item));
+  static constexpr int kGroupBytes = kTensors * kTensorBytes;
+  static constexpr size_t kBytes = size_t{kGroups} * kGroupBytes;
 
-/// kAhead tokens of the operands, as they lie in memory.
-template <class T, int kAhead>
-struct Group {
-  Run<T, kChannels> x[kAhead], d_y[kAhead], minus[kAhead];
+  unsigned char* mine;  // the thread's first item
+  const T* from[kTensors];
+  int64_t stride[kTensors];
+  int count;  // tokens that there are
+  int fetched = 0;
+
+  __device__ Ahead(unsigned char* shared, int tokens)
+      : mine(shared + threadIdx.x * sizeof(Item)), count(tokens) {}
+
+  /// Starts the fetching of the next group, empty past the end.
+  __device__ void fetch() {
+    unsigned char* const group = mine + fetched / kGroup % kGroups * kGroupBytes;
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) {
+      if (fetched + g < count) {
+#pragma unroll
+        for (int i = 0; i < kTensors; ++i) {
+          ptx::async_copy_run<sizeof(Item)>(
+              ptx::shared_address(group + i * kTensorBytes + g * kThreads * sizeof(Item)), from[i]);
+          from[i] += stride[i];
+        }
+      }
+    }
+    fetched += kGroup;
+    ptx::async_copy_commit();
+  }
+  __device__ void begin() {
+#pragma unroll
+    for (int group = 0; group < kGroups - 1; ++group) {
+      fetch();
+    }
+  }
+  /// Fetches one group more and waits for that of `token`, the first of one.
+  __device__ void wait() {
+    fetch();
+    ptx::async_copy_wait_but<kGroups - 1>();
+  }
+  __device__ void read(int token, int tensor, float (&x)[kChannels]) const {
+    Item item;
+    item.load(reinterpret_cast<const T*>(mine + token / kGroup % kGroups * kGroupBytes +
+                                         tensor * kTensorBytes +
+                                         token % kGroup * kThreads * sizeof(Item)));
+    item.unpack(x);
+  }
 };
 
-/// Blocks a multiprocessor holds, by the registers that the groups of tokens take.
+/// Blocks that a multiprocessor holds, as the registers allow.
 template <class T, Extra kExtra>
 inline constexpr int kForwardBlocks = sizeof(T) == 2 ? (kExtra == Extra::kNothing ? 4 : 3) : 2;
 
@@ -143,70 +193,75 @@ template <class T, int kTaps, Extra kExtra>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
     short_conv_forward_kernel(Call call, T* y) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection;
-  constexpr int kAhead = kForwardAhead;
   const Place place = place_of(call.tokens, call.columns);
   if (place.channel >= call.channels || place.first >= place.last) {
     return;
   }
-  const T* x = static_cast<const T*>(call.x) + place.channel;
-  const T* minus = static_cast<const T*>(call.correction.minus) + place.channel;
-  y += place.channel;
+  const int64_t x_stride = call.x_stride, stride = call.channels;
+  const int64_t at = place.first * stride + place.channel;
+  const T* const x = static_cast<const T*>(call.x) + place.first * x_stride + place.channel;
+  const int run = static_cast<int>(place.last - place.first);
+  extern __shared__ __align__(16) unsigned char shared[];
+  Ahead<T, kCorrect ? 2 : 1> ahead(shared, run);
+  ahead.from[0] = x;
+  ahead.stride[0] = x_stride;
   float scale = 0;
   if constexpr (kCorrect) {
+    ahead.from[1] = static_cast<const T*>(call.correction.minus) + at;
+    ahead.stride[1] = stride;
     scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
   }
+  ahead.begin();
+  y += at;
   float w[kChannels][kTaps], bias[kChannels] = {};
   load_weight(call.weight, place.channel, w);
   if constexpr (kExtra == Extra::kBias) {
     load_run(call.bias + place.channel, bias);
   }
   SequenceWalk sequence(call.sequences, place.first);
-  Past<kTaps> past;
-  past.load(x, call.x_stride, place.first, sequence.start());
-  const auto load = [&](int64_t from, Group<T, kAhead>& group) {
-#pragma unroll
-    for (int g = 0; g < kAhead; ++g) {
-      if (from + g < place.last) {
-        group.x[g].load(x + (from + g) * call.x_stride);
-        if constexpr (kCorrect) {
-          group.minus[g].load(minus + (from + g) * call.channels);
-        }
-      }
-    }
+  // Where the sequence ends, counted from the run's first token as everything below.
+  const auto end_of = [&] {
+    return static_cast<int>(min(sequence.end(), place.last) - place.first);
   };
-  Group<T, kAhead> now_group, next_group;
-  load(place.first, now_group);
-  for (int64_t group = place.first; group < place.last; group += kAhead) {
-    load(group + kAhead, next_group);
+  Past<kTaps> past;
+  past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kTaps - 1})));
+  int end = end_of();
+  for (int group = 0; group < run; group += kGroup) {
+    ahead.wait();
 #pragma unroll
-    for (int g = 0; g < kAhead; ++g) {
-      const int64_t t = group + g;
-      if (t < place.last) {
-        if (t == sequence.end()) {
-          sequence.next();
-          past.clear();
+    for (int g = 0; g < kGroup; ++g) {
+      const int token = group + g;
+      if (token == end) {
+        if (token == run) {
+          break;
         }
-        float now[kChannels], a[kChannels];
-        now_group.x[g].unpack(now);
-        past.convolve(now, w, bias, a);
-        past.push(now);
-        float other[kChannels];
-        if constexpr (kCorrect) {
-          now_group.minus[g].unpack(other);
-        }
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          a[i] *= sigmoid<T>(a[i]);
-          if constexpr (kCorrect) {
-            a[i] -= scale * other[i];
-          }
-        }
-        store_run(y + t * call.channels, a);
+        sequence.next();
+        end = end_of();
+        past.clear();
       }
+      float now[kChannels], a[kChannels];
+      [[maybe_unused]] float other[kChannels];
+      ahead.read(token, 0, now);
+      past.convolve(now, w, bias, a);
+      past.push(now);
+      if constexpr (kCorrect) {
+        ahead.read(token, 1, other);
+      }
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) {
+        a[i] *= sigmoid<T>(a[i]);
+        if constexpr (kCorrect) {
+          a[i] -= scale * other[i];
+        }
+      }
+      store_run(y, a);
+      y += stride;
     }
-    now_group = next_group;
   }
 }
+
+/// Of the block's sums of weight gradients.
+constexpr size_t kSumBytes = sizeof(float) * kMaxWidth * kChannels * kThreads;
 
 struct Gradients {
   const void* d_y;
@@ -218,135 +273,141 @@ struct Gradients {
 };
 
 // d_x[s] = sum_d weight[W-1-d] d_a[s+d] over the tokens s+d of the sequence: known once d_a[s+W-1]
-// is, so the walk goes W - 1 tokens past the run and emits d_x that far behind.
+// is, so d_x is written W - 1 tokens behind, and the walk goes that far past the run.
 template <class T, int kTaps, Extra kExtra>
 __global__ void __launch_bounds__(kThreads, 2)
     short_conv_backward_kernel(Call call, Gradients gradients) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection, kBias = kExtra == Extra::kBias;
-  constexpr int kAhead = kBackwardAhead<kExtra>;
-  __shared__ float shared[kWarps][kTaps * kChannels * kLanes];
+  constexpr int kBehind = kTaps - 1;
+  extern __shared__ __align__(16) unsigned char memory[];
   const Place place = place_of(call.tokens, call.columns);
-  const bool active = place.channel < call.channels && place.first < place.last;
   float d_w[kChannels][kTaps] = {}, d_b[kChannels] = {};
   float d_scale = 0;
-  if (active) {
-    const T* x = static_cast<const T*>(call.x) + place.channel;
-    const T* d_y = static_cast<const T*>(gradients.d_y) + place.channel;
-    const T* minus = static_cast<const T*>(call.correction.minus) + place.channel;
-    T* d_x = static_cast<T*>(gradients.d_x) + place.channel;
+  if (place.channel < call.channels && place.first < place.last) {
+    const int64_t x_stride = call.x_stride, stride = call.channels;
+    const int64_t d_x_stride = gradients.d_x_stride;
+    const int64_t at = place.first * stride + place.channel;
+    const T* const x = static_cast<const T*>(call.x) + place.first * x_stride + place.channel;
+    const int run = static_cast<int>(place.last - place.first);
+    // The tokens behind the run that its last d_x need, as far as there are tokens.
+    const int walked = run + static_cast<int>(min(call.tokens - place.last, int64_t{kBehind}));
+    Ahead<T, kCorrect ? 3 : 2> ahead(memory, walked);
+    ahead.from[0] = x;
+    ahead.stride[0] = x_stride;
+    ahead.from[1] = static_cast<const T*>(gradients.d_y) + at;
+    ahead.stride[1] = stride;
     float scale = 0;
     if constexpr (kCorrect) {
+      ahead.from[2] = static_cast<const T*>(call.correction.minus) + at;
+      ahead.stride[2] = stride;
       scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
     }
+    ahead.begin();
+    T* d_x = static_cast<T*>(gradients.d_x) + place.first * d_x_stride + place.channel;
     float w[kChannels][kTaps], bias[kChannels] = {};
     load_weight(call.weight, place.channel, w);
     if constexpr (kBias) {
       load_run(call.bias + place.channel, bias);
     }
     SequenceWalk sequence(call.sequences, place.first);
+    // Where the sequence ends, counted from the run's first token as everything below.
+    const auto end_of = [&] {
+      return static_cast<int>(min(sequence.end() - place.first, int64_t{kRun + kMaxWidth}));
+    };
     Past<kTaps> past, past_d;
-    past.load(x, call.x_stride, place.first, sequence.start());
-    past_d.clear();
+    past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kBehind})));
 
-    // Takes d_a of token t and writes d_x of token t - (W - 1), if that is the run's.
-    const auto emit = [&](int64_t t, const float(&d_a)[kChannels]) {
-      const int64_t s = t - (kTaps - 1);
-      if (s >= place.first && s < place.last && s >= sequence.start()) {
+    int taken = 0;  // tokens of the sequence whose d_a is in past_d or was
+    // Takes d_a of the next token and writes d_x of the one kBehind before it, if that is the
+    // run's.
+    const auto emit = [&](const float(&d_a)[kChannels]) {
+      if (taken >= kBehind) {
         float sum[kChannels];
 #pragma unroll
         for (int i = 0; i < kChannels; ++i) {
           sum[i] = w[i][0] * d_a[i];
 #pragma unroll
-          for (int j = 0; j < kTaps - 1; ++j) {
+          for (int j = 0; j < kBehind; ++j) {
             sum[i] += w[i][j + 1] * past_d.x[j][i];
           }
         }
-        store_run(d_x + s * gradients.d_x_stride, sum);
+        store_run(d_x, sum);
+        d_x += d_x_stride;
       }
       past_d.push(d_a);
+      ++taken;
     };
-    // The sequence has ended before token t.
-    const auto flush = [&](int64_t t) {
+    const auto emit_zeros = [&](int count) {
       const float zero[kChannels] = {};
-#pragma unroll
-      for (int i = 0; i < kTaps - 1; ++i) {
-        emit(t + i, zero);
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) {
+        emit(zero);
       }
     };
-
-    const int64_t stop = min(place.last + kTaps - 1, call.tokens);
+    int end = end_of();
     bool open = true;  // d_x of the last tokens is still due
-    const auto load = [&](int64_t from, Group<T, kAhead>& group) {
+    for (int group = 0; group < walked && open; group += kGroup) {
+      ahead.wait();
 #pragma unroll
-      for (int g = 0; g < kAhead; ++g) {
-        if (from + g < stop) {
-          group.x[g].load(x + (from + g) * call.x_stride);
-          group.d_y[g].load(d_y + (from + g) * call.channels);
+      for (int g = 0; g < kGroup; ++g) {
+        const int token = group + g;
+        if (token == walked) {
+          break;
+        }
+        if (token == end) {
+          emit_zeros(kBehind);
+          if (token >= run) {
+            open = false;
+            break;
+          }
+          sequence.next();
+          end = end_of();
+          past.clear();
+          past_d.clear();
+          taken = 0;
+        }
+        float now[kChannels], a[kChannels], d_a[kChannels];
+        [[maybe_unused]] float other[kChannels];
+        ahead.read(token, 0, now);
+        ahead.read(token, 1, d_a);
+        if constexpr (kCorrect) {
+          ahead.read(token, 2, other);
+        }
+        past.convolve(now, w, bias, a);
+        const bool inside = token < run;
+#pragma unroll
+        for (int i = 0; i < kChannels; ++i) {
+          const float s = sigmoid<T>(a[i]), silu = a[i] * s;
           if constexpr (kCorrect) {
-            group.minus[g].load(minus + (from + g) * call.channels);
+            d_scale -= inside ? other[i] * silu : 0.0f;
+            d_a[i] -= scale * other[i];
+          }
+          d_a[i] *= s + silu * (1 - s);  // silu'
+        }
+        if (inside) {
+#pragma unroll
+          for (int i = 0; i < kChannels; ++i) {
+            d_b[i] += d_a[i];
+            d_w[i][kTaps - 1] += d_a[i] * now[i];
+#pragma unroll
+            for (int j = 0; j < kBehind; ++j) {
+              d_w[i][kTaps - 2 - j] += d_a[i] * past.x[j][i];
+            }
           }
         }
+        past.push(now);
+        emit(d_a);
       }
-    };
-    Group<T, kAhead> now_group, next_group;
-    load(place.first, now_group);
-    for (int64_t group = place.first; group < stop && open; group += kAhead) {
-      load(group + kAhead, next_group);
-#pragma unroll
-      for (int g = 0; g < kAhead; ++g) {
-        const int64_t t = group + g;
-        if (t < stop && open) {
-          if (t == sequence.end()) {
-            flush(t);
-            if (t >= place.last) {
-              open = false;
-            } else {
-              sequence.next();
-              past.clear();
-              past_d.clear();
-            }
-          }
-          if (open) {
-            float now[kChannels], a[kChannels], d_a[kChannels];
-            now_group.x[g].unpack(now);
-            now_group.d_y[g].unpack(d_a);
-            float other[kChannels] = {};
-            if constexpr (kCorrect) {
-              now_group.minus[g].unpack(other);
-            }
-            past.convolve(now, w, bias, a);
-#pragma unroll
-            for (int i = 0; i < kChannels; ++i) {
-              const float s = sigmoid<T>(a[i]);
-              if constexpr (kCorrect) {
-                d_scale -= t < place.last ? other[i] * a[i] * s : 0.0f;
-                d_a[i] -= scale * other[i];
-              }
-              d_a[i] *= s * (1 + a[i] * (1 - s));  // silu'
-            }
-            if (t < place.last) {
-#pragma unroll
-              for (int i = 0; i < kChannels; ++i) {
-                d_b[i] += d_a[i];
-                d_w[i][kTaps - 1] += d_a[i] * now[i];
-#pragma unroll
-                for (int j = 0; j < kTaps - 1; ++j) {
-                  d_w[i][kTaps - 2 - j] += d_a[i] * past.x[j][i];
-                }
-              }
-            }
-            past.push(now);
-            emit(t, d_a);
-          }
-        }
-      }
-      now_group = next_group;
     }
-    if (open && stop == call.tokens) {
-      flush(stop);
+    if (open) {
+      emit_zeros(kBehind - (walked - run));
     }
     d_scale *= scale;
   }
+  // What was fetched has been read: the same memory takes the sums.
+  ptx::async_copy_wait();
+  __syncthreads();
+  auto* const shared = reinterpret_cast<float(*)[kTaps * kChannels * kLanes]>(memory);
   // Over the block's runs, in their order.
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
@@ -479,7 +540,8 @@ void short_conv_forward(const ShortConvForward& forward, Stream stream) {
       with_extra(call, [&](auto extra) {
         launch("launch of short_conv_forward",
                short_conv_forward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
-               run_blocks(forward.problem) * call.columns, kThreads, 0,
+               run_blocks(forward.problem) * call.columns, kThreads, Ahead < T,
+               decltype(extra)::value == Extra::kCorrection ? 2 : 1 > ::kBytes,
                static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
       });
     });
@@ -504,7 +566,10 @@ void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
       with_extra(call, [&](auto extra) {
         launch("launch of short_conv_backward",
                short_conv_backward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
-               rows * call.columns, kThreads, 0, stream, call, gradients);
+               rows * call.columns, kThreads,
+               std::max(Ahead < T, decltype(extra)::value == Extra::kCorrection ? 3 : 2 > ::kBytes,
+                        kSumBytes),
+               stream, call, gradients);
       });
     });
   });

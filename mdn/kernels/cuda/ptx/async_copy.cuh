@@ -15,6 +15,21 @@ __device__ __forceinline__ void async_copy_word(void* shared, const void* global
                : "memory");
 }
 
+/// Copies 8 bytes, by way of L1, or 16, past it, to shared address `shared`.
+template <int kBytes>
+__device__ __forceinline__ void async_copy_run(uint32_t shared, const void* global) {
+  static_assert(kBytes == 8 || kBytes == 16);
+  if constexpr (kBytes == 8) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared),
+                 "l"(reinterpret_cast<uint64_t>(global))
+                 : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared),
+                 "l"(reinterpret_cast<uint64_t>(global))
+                 : "memory");
+  }
+}
+
 /// Copies 16 bytes to shared address `shared`, or writes zeros there and reads nothing.
 __device__ __forceinline__ void async_copy_unit(uint32_t shared, const void* global,
                                                 bool zeros = false) {
