@@ -8,6 +8,7 @@
 #include <list>
 
 #include "mdn/core/error.h"
+#include "mdn/core/threads.h"
 
 namespace mdn::generate {
 namespace {
@@ -96,7 +97,7 @@ class Generator::Run {
         active = count();
       }
       for (auto group = groups_.begin(); group != groups_.end();) {
-        advance(*group);
+        advance(*group, false);
         group = group->rows.empty() ? groups_.erase(group) : std::next(group);
       }
       active = count();
@@ -145,7 +146,7 @@ class Generator::Run {
       Group alone;
       alone.state = std::move(sequence.context.state);
       alone.rows.push_back(std::move(sequence));
-      advance(alone);
+      advance(alone, true);
       if (!alone.rows.empty()) {
         join_group(std::move(alone));
       }
@@ -166,31 +167,70 @@ class Generator::Run {
     groups_.push_back(std::move(alone));
   }
 
-  // One token for every row; rows that are done leave.
-  void advance(Group& group) {
+  // One token for every row; rows that are done leave. `alone`: a sequence before it joins.
+  void advance(Group& group, bool alone) {
     if (interrupted()) {
       for (Sequence& row : group.rows) {
         row.finish = Finish::kInterrupted;
       }
     } else {
       const Stopwatch stopwatch(generator_.timing_.decode_seconds);
-      std::vector<int64_t> ids;
-      for (const Sequence& row : group.rows) {
-        ids.push_back(row.context.pending);
-      }
-      const at::Tensor logits = generator_.step(ids, group.state);
-      const auto vocab = static_cast<size_t>(logits.size(1));
-      const float* data = logits.const_data_ptr<float>();
+      const std::vector<int64_t> ids = draw(group, alone);
       for (size_t r = 0; r < group.rows.size(); ++r) {
         Sequence& row = group.rows[r];
         row.context.state.position += 1;  // its own; the group's counts for the whole batch
-        const int64_t id =
-            row.sampler.next({data + r * vocab, vocab}, row.context.seen, row.context.random);
-        accept(row, id);
+        accept(row, ids[r]);
       }
       generator_.timing_.decode_tokens += static_cast<int64_t>(group.rows.size());
     }
     remove_finished(group);
+  }
+
+  // The next token of every row.
+  std::vector<int64_t> draw(Group& group, bool alone) {
+    std::vector<int64_t> ids;
+    for (const Sequence& row : group.rows) {
+      ids.push_back(row.context.pending);
+    }
+    at::Tensor logits;
+    if (generator_.cuda_stepper_) {
+      CudaStepper& stepper = *generator_.cuda_stepper_;
+      const auto drawing = drawing_of(group);
+      CudaStepper::Next next =
+          alone ? stepper.step_alone(ids[0], group.state, drawing ? &*drawing : nullptr)
+                : stepper.step(ids, group.state, drawing ? &*drawing : nullptr);
+      if (drawing) {
+        std::for_each(next.largest.begin(), next.largest.end(), check_largest_logit);
+        return std::move(next.ids);
+      }
+      logits = next.logits;
+    } else {
+      logits = generator_.step(ids, group.state);
+    }
+    const auto vocab = static_cast<size_t>(logits.size(1));
+    const float* data = logits.const_data_ptr<float>();
+    parallel_for(static_cast<int64_t>(ids.size()), [&](int64_t index, int) {
+      const auto r = static_cast<size_t>(index);
+      Sequence& row = group.rows[r];
+      ids[r] = row.sampler.next({data + r * vocab, vocab}, row.context.seen, row.context.random);
+    });
+    return ids;
+  }
+
+  // How all rows can be drawn from on the device, with the next number of each.
+  static std::optional<CudaStepper::Drawing> drawing_of(Group& group) {
+    CudaStepper::Drawing drawing{group.rows.front().sampler.options(), {}};
+    for (const Sequence& row : group.rows) {
+      if (row.sampler.options() != drawing.options || drawing.options.repetition_penalty != 1) {
+        return std::nullopt;
+      }
+    }
+    if (drawing.options.temperature > 0) {
+      for (Sequence& row : group.rows) {
+        drawing.uniform.push_back(row.context.random.next());
+      }
+    }
+    return drawing;
   }
 
   void accept(Sequence& row, int64_t id) {
@@ -256,6 +296,8 @@ Generator::Generator(const model::Decoder& decoder, GeneratorOptions options)
   MDN_CHECK(options_.batch >= 1, "batch is {}; it must be at least 1", options_.batch);
   if (Stepper::supports(decoder)) {
     stepper_.emplace(decoder);
+  } else if (CudaStepper::supports(decoder)) {
+    cuda_stepper_.emplace(decoder);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "mdn/generate/context.h"
+#include "mdn/generate/cuda_stepper.h"
 #include "mdn/generate/sampler.h"
 #include "mdn/generate/stepper.h"
 
@@ -63,9 +64,10 @@ class Generator {
   /// Continues every request and returns their passages in the same order. A prompt is read alone,
   /// and where a Stepper runs (float32 on the CPU, no attention layers) its steps do not depend on
   /// the company either: the same bits as one by one. Elsewhere the steps of a batch may differ
-  /// from single ones by the rounding of the matrix products. A set `interrupt` ends all passages
-  /// before their next token. Throws for an empty prompt without start, ids outside the vocabulary,
-  /// bad options: before anything is read.
+  /// from single ones by the rounding of the matrix products. On CUDA a CudaStepper runs where
+  /// there are no attention layers. A set `interrupt` ends all passages before their next token.
+  /// Throws for an empty prompt without start, ids outside the vocabulary, bad options: before
+  /// anything is read.
   std::vector<Passage> run(const std::vector<Request>& requests, const OnToken& on_token = {},
                            const std::atomic<bool>* interrupt = nullptr);
 
@@ -79,7 +81,8 @@ class Generator {
   at::Tensor step(const std::vector<int64_t>& ids, model::DecoderState& state);
 
   const model::Decoder& decoder_;
-  std::optional<Stepper> stepper_;  // where the model is float32 on the CPU
+  std::optional<Stepper> stepper_;           // where the model is float32 on the CPU
+  std::optional<CudaStepper> cuda_stepper_;  // where it is on CUDA and has no attention layers
   GeneratorOptions options_;
   Timing timing_;
 };

@@ -46,6 +46,13 @@ void check(const SamplerOptions& o) {
             o.repetition_penalty);
 }
 
+void check_largest_logit(float logit) {
+  MDN_CHECK(!std::isnan(logit) && logit != std::numeric_limits<float>::infinity(),
+            "a logit of the model is {}: its weights or states are not finite", logit);
+  MDN_CHECK(logit != -std::numeric_limits<float>::infinity(),
+            "all logits of the model are -infinity: nothing can be sampled");
+}
+
 void SeenTokens::add(int64_t id) {
   MDN_CHECK(id >= 0 && id <= std::numeric_limits<int32_t>::max(), "token id {} is out of range",
             id);

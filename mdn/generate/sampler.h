@@ -29,10 +29,16 @@ struct SamplerOptions {
   double top_p = 1.0;               // (0, 1]; 1: off
   double min_p = 0.0;               // [0, 1]; 0: off
   double repetition_penalty = 1.0;  // > 0; 1: off, above 1: repeat less
+
+  bool operator==(const SamplerOptions&) const = default;
 };
 
 /// Throws mdn::Error that names the option, its value and what is allowed.
 void check(const SamplerOptions& options);
+
+/// Throws where nothing can be drawn from logits whose largest, a NaN counting as such, is this
+/// one: as Sampler::distribution does, for those who draw in another way.
+void check_largest_logit(float logit);
 
 /// Which token ids occurred so far. Memory is bounded by the vocabulary, not by the length.
 class SeenTokens {

@@ -13,6 +13,9 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+
+#include "mdn/core/dtype.h"
 
 namespace mdn::kernels {
 
@@ -29,4 +32,40 @@ void linear(int64_t B, int64_t in, const float* x, std::span<const LinearPart> p
             bool add = false);
 
 }  // namespace cpu
+
+/// On CUDA with what stands in front of such a product and behind it, so that a layer of a decoder
+/// is few launches:
+///
+///     u = x, or with `norm` rms_norm(x) rounded to the dtype
+///     y[b, o] = sum_i u[b, i] weight[o, i]  (+ add[b, o])
+///
+/// or with `swiglu`, of weights [2 out, in], gate rows first:
+///
+///     y[b, o] = silu(sum_i u[b, i] weight[o, i]) sum_i u[b, i] weight[out + o, i]
+///
+/// Sums in float32, in one order that does not depend on the other rows. Work is queued on `stream`
+/// (a cudaStream_t) of the current device and nothing waits for it. The first weights are read
+/// while the kernel before it on the stream may still run, which must not write them.
+namespace cuda {
+using Stream = void*;
+
+struct Linear {
+  int64_t B = 0;  // 1 to kMostLinearRows
+  int64_t in = 0;
+  int64_t out = 0;
+  DType dtype = DType::kBFloat16;  // of x, weight, add and y
+  const void* x = nullptr;         // [B, in], contiguous
+  const float* norm = nullptr;     // [in] or null
+  double eps = 0;                  // of the norm
+  const void* weight = nullptr;    // [out, in], with swiglu [2 out, in]; 16-byte aligned
+  bool swiglu = false;
+  const void* add = nullptr;  // [B, out] or null; may be y
+  void* y = nullptr;          // [B, out]
+};
+
+inline constexpr int64_t kMostLinearRows = 8;
+
+std::string linear_unsupported(const Linear& call);  // empty: supported
+void linear(const Linear& call, Stream stream);
+}  // namespace cuda
 }  // namespace mdn::kernels

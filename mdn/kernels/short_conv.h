@@ -93,9 +93,34 @@ struct ShortConvBackward {
   void* workspace = nullptr;       // short_conv_backward_workspace bytes
 };
 
+/// One of the convolutions that a step makes side by side.
+struct ShortConvStepPart {
+  int64_t C = 0;
+  const void* x = nullptr;        // [B, C]
+  int64_t x_stride = 0;           // elements from sequence to sequence, at least C
+  const float* weight = nullptr;  // [C, W]
+  const float* bias = nullptr;    // [C] or null
+  void* state = nullptr;          // [B, W-1, C]: the last W-1 inputs, oldest first; advanced
+  void* y = nullptr;              // [B, C], contiguous
+};
+
+/// One token of B sequences. x, y and the states are of `dtype`.
+struct ShortConvStep {
+  static constexpr int kMaxParts = 3;
+  int64_t B = 1, W = 4;
+  DType dtype = DType::kBFloat16;
+  int count = 1;
+  ShortConvStepPart parts[kMaxParts] = {};
+  /// [C / channels] or null. Where given the first part is corrected by the second, which has as
+  /// many channels: y[0] = silu(a[0]) - exp(log_scale[c / channels]) y[1].
+  const float* log_scale = nullptr;
+  int64_t channels = 0;
+};
+
 std::string short_conv_unsupported(const ShortConvProblem& problem);  // empty: supported
 size_t short_conv_backward_workspace(const ShortConvProblem& problem);
 void short_conv_forward(const ShortConvForward& call, Stream stream);
 void short_conv_backward(const ShortConvBackward& call, Stream stream);
+void short_conv_step(const ShortConvStep& call, Stream stream);
 }  // namespace cuda
 }  // namespace mdn::kernels

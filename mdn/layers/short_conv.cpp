@@ -18,6 +18,10 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Seque
             "short_conv: a carried state with packed sequences is not supported");
   const at::Tensor before =
       state->defined() ? *state : at::zeros({x.size(0), past, x.size(2)}, x.options());
+  if (x.is_cuda() && T == 1) {
+    *state = before;
+    return ops::short_conv_step(x.squeeze(1), weight, before, offset).unsqueeze(1);
+  }
   const at::Tensor all = at::cat({before, x}, 1);  // [B, W-1 + T, C]
   *state = all.narrow(1, T, past).contiguous();
   // Outputs of the carried tokens are computed again and dropped: there are W-1 of them.

@@ -11,7 +11,8 @@ namespace mdn::layers {
 /// zeros or from `state`. x [B, T, C], weight [C, 1, W], bias [C]; an undefined bias is none.
 ///
 /// `state` [N, W-1, C] holds a sequence's last W-1 inputs, oldest first. Where given (defined) it
-/// is read first, and replaced by the state after x; an undefined one is ignored.
+/// is read first, and replaced by the state after x (in place by a single token on CUDA); an
+/// undefined one is ignored.
 at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Sequences& sequences,
                       at::Tensor* state, const at::Tensor& bias = {});
 

@@ -161,4 +161,39 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
                 : composite(x, weight, bounds, bias);
 }
 
+at::Tensor short_conv_step(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& state,
+                           const std::optional<at::Tensor>& bias) {
+  constexpr const char* kOp = "short_conv_step";
+  MDN_CHECK(x.dim() == 2 && x.numel() > 0, "{}: x must be [B, C], got {}", kOp, shape_text(x));
+  MDN_CHECK(weight.dim() == 3, "{}: weight must be [C, 1, W], got {}", kOp, shape_text(weight));
+  const int64_t B = x.size(0), C = x.size(1), W = weight.size(2);
+  const TensorCheck check{kOp, x.device()};
+  check(weight, "weight", {C, 1, W}, weight.scalar_type());
+  check(bias, "bias", {C}, weight.scalar_type());
+  check(state, "state", {B, W - 1, C}, x.scalar_type());
+  const auto stride = row_stride(x, C);
+  if (use_cuda_kernel(x) && stride && state.is_contiguous() &&
+      kernels::cuda::short_conv_unsupported({.C = C, .W = W}).empty()) {
+    const at::Tensor taps = weight.to(at::kFloat).contiguous();
+    const at::Tensor offset = bias ? bias->to(at::kFloat).contiguous() : at::Tensor();
+    at::Tensor y = at::empty({B, C}, x.options());
+    const DeviceScope device(x);
+    kernels::cuda::ShortConvStep call{
+        .B = B, .W = W, .dtype = dtype_of(kOp, x.scalar_type()), .log_scale = nullptr};
+    call.parts[0] = {.C = C,
+                     .x = data(x),
+                     .x_stride = *stride,
+                     .weight = floats(taps),
+                     .bias = floats(offset),
+                     .state = state.data_ptr(),
+                     .y = y.data_ptr()};
+    kernels::cuda::short_conv_step(call, device.stream());
+    return y;
+  }
+  const at::Tensor all = at::cat({state, x.unsqueeze(1)}, 1);  // [B, W, C]
+  const at::Tensor y = short_conv(all, weight, std::nullopt, bias).select(1, W - 1).contiguous();
+  state.copy_(all.narrow(1, 1, W - 1));
+  return y;
+}
+
 }  // namespace mdn::ops

@@ -15,4 +15,9 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight,
                       const std::optional<at::Tensor>& cu_seqlens,
                       const std::optional<at::Tensor>& bias = std::nullopt);
 
+/// One token of B sequences: x [B, C] -> [B, C]. state [B, W-1, C] of x's type holds each
+/// sequence's last W-1 inputs, oldest first, and is advanced in place. No gradient is recorded.
+at::Tensor short_conv_step(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& state,
+                           const std::optional<at::Tensor>& bias = std::nullopt);
+
 }  // namespace mdn::ops

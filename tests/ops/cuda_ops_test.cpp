@@ -137,6 +137,39 @@ TEST(CudaShortConv, PackedSequencesStartAfresh) {
       [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu, x[2])}; }, 300);
 }
 
+// Token by token with a state against all tokens at once, in float64.
+TEST(CudaShortConv, StepsEqualTheWhole) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  constexpr int64_t kTokens = 7;
+  const auto exact = [](const at::Tensor& t) { return t.to(at::kCPU, at::kDouble); };
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    const auto given = [&](const at::Tensor& t) { return t.to(type).to(at::kCUDA); };
+    for (const int64_t C : {8, 12, 1032}) {  // 12: not the kernel's
+      for (const int64_t W : {1, 2, 3, 4}) {
+        for (const bool biased : {false, true}) {
+          SCOPED_TRACE(fmt::format("{} C {} W {} bias {}", c10::toString(type), C, W, biased));
+          const at::Tensor x = given(random({3, kTokens, C})), weight = given(random({C, 1, W}));
+          const at::Tensor bias = given(random({C}));
+          const at::Tensor state = at::zeros({3, W - 1, C}, x.options());
+          Tensors steps;
+          for (int64_t t = 0; t < kTokens; ++t) {
+            steps.push_back(short_conv_step(x.select(1, t), weight, state,
+                                            biased ? std::optional(bias) : std::nullopt));
+          }
+          const at::Tensor want = short_conv(exact(x), exact(weight), std::nullopt,
+                                             biased ? std::optional(exact(bias)) : std::nullopt);
+          const double allowed = 2 * (2 * unit(type) + 4 * (std::sqrt(4.0) + 16) * 0x1p-24);
+          EXPECT_LE((exact(at::stack(steps, 1)) - want).norm().item<double>(),
+                    allowed * want.norm().item<double>());
+          EXPECT_TRUE(at::equal(state, x.narrow(1, kTokens - (W - 1), W - 1)));
+        }
+      }
+    }
+  }
+}
+
 // Columns of wider rows, read where they lie; aligned to 16 bytes or not.
 TEST(CudaColumns, AreReadWhereTheyLie) {
   for (const int64_t first : {0, 8, 4, 1}) {

@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$1 folder=$2
 programs=(momentum_delta_rule_cuda_test kimi_delta_rule_cuda_test cuda_ops_test cuda_attention_test
-  cuda_decoder_test mdn
+  cuda_decoder_test cuda_generator_test mdn
   accuracy_momentum_delta_rule_cuda bench_momentum_delta_rule_cuda bench_small_ops_cuda
-  bench_training_step)
+  bench_training_step bench_generate)
 rm -rf "$folder"
 mkdir -p "$folder/lib"
 cp "${programs[@]/#/$build/}" "$folder/"

@@ -8,5 +8,6 @@ operators() {
   run_tests small_operators cuda_ops_test '*' OMP_NUM_THREADS=4
   run_tests attention cuda_attention_test '*' OMP_NUM_THREADS=2
   run_tests decoders cuda_decoder_test '*' OMP_NUM_THREADS=2
+  run_tests generation cuda_generator_test '*' OMP_NUM_THREADS=2
 }
 table operators_correctness "tools/gpu_check.sh $build" operators

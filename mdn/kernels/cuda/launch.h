@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/cuda/device.h"
 
 namespace mdn::kernels::cuda {
 
@@ -44,13 +45,31 @@ void launch(const char* name, void (*kernel)(Params...), int64_t blocks, int thr
   }
 }
 
+/// From here on the next kernel of the stream may start, if it was queued by launch_early().
+__device__ inline void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Waits until the kernel before is done and what it wrote visible.
+__device__ inline void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /// As launch(), but blocks may start while the kernel before still runs: the kernel itself waits
-/// (ptx::wait_for_dependencies) before it reads what that one writes.
+/// (wait_for_previous, or ptx::wait_for_dependencies) before it reads what that one writes, or
+/// writes what that one reads. Before compute capability 9 no kernel starts early.
 template <typename... Params, typename... Args>
 void launch_early(const char* name, void (*kernel)(Params...), int64_t blocks, int threads,
                   size_t shared, cudaStream_t stream, Args&&... args) {
   if (blocks == 0) {
     return;
+  }
+  if (blocks > INT32_MAX) {
+    throw_cuda_error(cudaErrorInvalidConfiguration, name, __FILE__, __LINE__);
   }
   cudaError_t status =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -64,7 +83,7 @@ void launch_early(const char* name, void (*kernel)(Params...), int64_t blocks, i
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = 1;
+  config.numAttrs = device_facts().major >= 9 ? 1 : 0;
   if (status == cudaSuccess) {
     status = cudaLaunchKernelEx(&config, kernel, Params(args)...);
   }

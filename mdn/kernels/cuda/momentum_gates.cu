@@ -63,6 +63,8 @@ __global__ void __launch_bounds__(kThreads)
     momentum_gates_forward_kernel(MomentumGatesForward call) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t HV = call.problem.HV;
+  let_next_start();
+  wait_for_previous();
   if (i >= call.problem.tokens * HV) {
     return;
   }
@@ -137,9 +139,9 @@ size_t momentum_gates_backward_workspace(const MomentumGatesProblem& p) {
 void momentum_gates_forward(const MomentumGatesForward& call, Stream stream) {
   with_type(call.problem.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    launch("launch of momentum_gates_forward", momentum_gates_forward_kernel<T>,
-           (call.problem.tokens * call.problem.HV + kThreads - 1) / kThreads, kThreads, 0,
-           static_cast<cudaStream_t>(stream), call);
+    launch_early("launch of momentum_gates_forward", momentum_gates_forward_kernel<T>,
+                 (call.problem.tokens * call.problem.HV + kThreads - 1) / kThreads, kThreads, 0,
+                 static_cast<cudaStream_t>(stream), call);
   });
 }
 

@@ -142,6 +142,8 @@ __global__ void __launch_bounds__(kThreads)
   constexpr bool kFirst = kForm == Form::kSiluFirst || kSkip;
   constexpr int kVectors = L::kVectors, kRows = L::kRows;
   __shared__ float scratch[kRows][1][kWarps];
+  let_next_start();
+  wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x) % L::kRowLanes;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * L::kGroups +
                          static_cast<int>(threadIdx.x) / L::kRowLanes) *
@@ -469,11 +471,11 @@ void rms_norm_forward(const RmsNormForward& call, Stream stream) {
       constexpr int64_t kBlockRows = L::kGroups * L::kRows;
       with_form<T>(call.float_x, call.gate, call.skip, [&](auto x, auto form) {
         using X = typename decltype(x)::Type;
-        launch("launch of rms_norm_forward",
-               rms_norm_forward_kernel<X, T, L, decltype(form)::value>,
-               (call.rows + kBlockRows - 1) / kBlockRows, kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, static_cast<const X*>(call.x), call.gate,
-               call.skip, call.weight, static_cast<T*>(call.y));
+        launch_early("launch of rms_norm_forward",
+                     rms_norm_forward_kernel<X, T, L, decltype(form)::value>,
+                     (call.rows + kBlockRows - 1) / kBlockRows, kThreads, 0,
+                     static_cast<cudaStream_t>(stream), shape, static_cast<const X*>(call.x),
+                     call.gate, call.skip, call.weight, static_cast<T*>(call.y));
       });
     });
   });

@@ -4,6 +4,7 @@
 #include "mdn/kernels/decay_gates.h"
 #include "mdn/kernels/general_momentum_masks.h"
 #include "mdn/kernels/kimi_delta_rule.h"
+#include "mdn/kernels/linear.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 #include "mdn/kernels/momentum_gates.h"
 #include "mdn/kernels/rms_norm.h"
@@ -71,6 +72,16 @@ void short_conv_forward(const ShortConvForward&, Stream) {
 }
 void short_conv_backward(const ShortConvBackward&, Stream) {
   unavailable("short_conv backward");
+}
+void short_conv_step(const ShortConvStep&, Stream) {
+  unavailable("short_conv step");
+}
+
+std::string linear_unsupported(const Linear&) {
+  unavailable("linear");
+}
+void linear(const Linear&, Stream) {
+  unavailable("linear");
 }
 
 std::string rms_norm_unsupported(DType, int64_t) {
