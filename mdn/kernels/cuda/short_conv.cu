@@ -20,7 +20,7 @@ namespace {
 constexpr int kLanes = 32;  // side by side along channels
 constexpr int kWarps = 8;   // one run of tokens each
 constexpr int kThreads = kLanes * kWarps;
-constexpr int kRun = 32;  // tokens
+constexpr int kRun = 64;  // tokens
 constexpr int kChannels = 4;
 constexpr int kMaxWidth = 4;
 constexpr int kGroup = 4;  // tokens that are fetched and waited for together
