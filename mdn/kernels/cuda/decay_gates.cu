@@ -5,6 +5,7 @@
 #include "mdn/kernels/cuda/column_sums.h"
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
+#include "mdn/kernels/cuda/softplus.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
 
 namespace mdn::kernels::cuda {
@@ -44,7 +45,7 @@ template <class T>
 __device__ Parts parts_of(const DecayGatesProblem& p, int64_t token, int64_t j) {
   Parts x;
   x.a = to_float(static_cast<const T*>(p.a)[token * p.a_stride + j]) + p.dt_bias[j];
-  x.free = x.a > 20 ? x.a : log1pf(expf(x.a));
+  x.free = softplus(x.a);
   x.dt = fminf(fmaxf(x.free, static_cast<float>(p.low)), static_cast<float>(p.high));
   x.rate = expf(p.A_log[j]);
   x.alpha = expf(-x.rate * x.dt);

@@ -3,6 +3,7 @@
 #include "mdn/kernels/cuda/column_sums.h"
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
+#include "mdn/kernels/cuda/softplus.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
 
 namespace mdn::kernels::cuda {
@@ -14,11 +15,6 @@ constexpr int kParameters = 5;
 
 int64_t token_blocks(int64_t tokens) {
   return (tokens + kThreads * kTokensAThread - 1) / (kThreads * kTokensAThread);
-}
-
-/// log(1 + exp(x))
-__device__ inline float softplus(float x) {
-  return x > 20 ? x : log1pf(expf(x));
 }
 
 /// Everything that a token's gates are made of.
