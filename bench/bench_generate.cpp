@@ -13,28 +13,15 @@
 #include <cstdlib>
 #include <functional>
 
+#include "bench/wait_for.h"
 #include "mdn/generate/generator.h"
 #include "mdn/model/decoder.h"
-
-#ifdef MDN_CUDA
-#include <c10/cuda/CUDAFunctions.h>
-#endif
 
 namespace mdn::bench {
 namespace {
 
 constexpr int64_t kPrompt = 512;
 constexpr int64_t kCopyBytes = int64_t{1} << 30;
-
-void wait_for(c10::Device device) {
-#ifdef MDN_CUDA
-  if (device.is_cuda()) {
-    c10::cuda::device_synchronize();
-  }
-#else
-  (void)device;
-#endif
-}
 
 /// Bytes read and written a second by a copy.
 double measure_copy(c10::Device device) {

@@ -20,13 +20,13 @@
 #include <map>
 #include <random>
 
+#include "bench/wait_for.h"
 #include "mdn/core/error.h"
 #include "mdn/model/decoder.h"
 #include "mdn/train/optimizer.h"
 
 #ifdef MDN_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAFunctions.h>
 #endif
 
 namespace mdn::bench {
@@ -36,14 +36,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-void wait_for(c10::Device device) {
-#ifdef MDN_CUDA
-  if (device.is_cuda()) {
-    c10::cuda::device_synchronize();
-  }
-#endif
 }
 
 double gibibytes(int64_t bytes) {
