@@ -248,7 +248,7 @@ class Buffer {
   Buffer(const std::vector<double>& values, DType dtype)
       : Buffer(values.size() * size_of(dtype), dtype) {
     const std::vector<unsigned char> bytes = encode(values, dtype);
-    std::memcpy(data_, bytes.data(), bytes.size());
+    std::copy(bytes.begin(), bytes.end(), data_);
   }
   /// Null when empty: an input that is not given, an output of no elements.
   void* get() { return bytes_ > 0 ? data_ : nullptr; }
