@@ -36,19 +36,54 @@ size_t round_up(size_t bytes) {
   return (bytes + 255) / 256 * 256;
 }
 
-/// Elements of what a SegmentMemory points to.
-struct Counts {
-  size_t starts;  // of S, and of M where there is one
-  size_t maps;
-  size_t norms;
-  size_t unknown;
+/// Takes arrays one behind the other, each from a multiple of 256 bytes on. Without memory it
+/// counts their bytes alone, and what it gives is null.
+class Arrays {
+ public:
+  explicit Arrays(char* memory) : memory_(memory) {}
+
+  template <class Element>
+  Element* take(int64_t count) {
+    char* at = memory_ == nullptr ? nullptr : memory_ + bytes_;
+    bytes_ += round_up(static_cast<size_t>(count) * sizeof(Element));
+    return reinterpret_cast<Element*>(at);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  char* memory_;
+  size_t bytes_ = 0;
 };
 
-Counts counts(const MomentumDeltaRuleProblem& problem, int segments) {
-  const auto rows = static_cast<size_t>(problem.N * segments * problem.HV);
-  const auto X = static_cast<size_t>(state_channels(problem));
-  return {rows * static_cast<size_t>(problem.V * problem.K), rows * X * X, rows * X * 2,
-          static_cast<size_t>(problem.N * problem.HV)};
+/// Rows of a SegmentMemory.
+int64_t segment_rows(const MomentumDeltaRuleProblem& problem, int segments) {
+  return problem.N * segments * problem.HV;
+}
+
+SegmentMemory take_memory(const MomentumDeltaRuleProblem& problem, int segments, Arrays& arrays) {
+  const int64_t rows = segment_rows(problem, segments);
+  const int64_t states = rows * problem.V * problem.K;
+  const int64_t X = state_channels(problem);
+  SegmentMemory result;
+  result.start_S = arrays.take<float>(states);
+  if (problem.momentum) {
+    result.start_M = arrays.take<float>(states);
+  }
+  result.maps = arrays.take<float>(rows * X * X);
+  result.norms = arrays.take<float>(rows * X * 2);
+  result.unknown = arrays.take<uint32_t>(problem.N * problem.HV);
+  return result;
+}
+
+SegmentEnds take_ends(const MomentumDeltaRuleProblem& problem, int segments, Arrays& arrays) {
+  const int64_t states = segment_rows(problem, segments) * problem.V * problem.K;
+  SegmentEnds result;
+  result.end_S = arrays.take<float>(states);
+  if (problem.momentum) {
+    result.end_M = arrays.take<float>(states);
+  }
+  result.unknown = arrays.take<uint32_t>(problem.N * problem.HV);
+  return result;
 }
 
 }  // namespace
@@ -99,54 +134,29 @@ int choose_segments(const MomentumDeltaRuleProblem& problem, const DeviceFacts& 
 }
 
 size_t segment_bytes(const MomentumDeltaRuleProblem& problem, int segments) {
-  if (segments == 1) {
-    return 0;
+  Arrays arrays(nullptr);
+  if (segments > 1) {
+    take_memory(problem, segments, arrays);
   }
-  const Counts count = counts(problem, segments);
-  return (problem.momentum ? 2 : 1) * round_up(count.starts * sizeof(float)) +
-         round_up(count.maps * sizeof(float)) + round_up(count.norms * sizeof(float)) +
-         round_up(count.unknown * sizeof(uint32_t));
+  return arrays.bytes();
 }
 
 SegmentMemory segment_memory(const MomentumDeltaRuleProblem& problem, int segments, char* memory) {
-  SegmentMemory result;
-  if (segments == 1) {
-    return result;
-  }
-  const Counts count = counts(problem, segments);
-  const auto take = [&](size_t floats) {
-    auto* at = reinterpret_cast<float*>(memory);
-    memory += round_up(floats * sizeof(float));
-    return at;
-  };
-  result.start_S = take(count.starts);
-  result.start_M = problem.momentum ? take(count.starts) : nullptr;
-  result.maps = take(count.maps);
-  result.norms = take(count.norms);
-  result.unknown = reinterpret_cast<uint32_t*>(memory);
-  return result;
+  Arrays arrays(memory);
+  return segments > 1 ? take_memory(problem, segments, arrays) : SegmentMemory{};
 }
 
 size_t segment_ends_bytes(const MomentumDeltaRuleProblem& problem, int segments) {
-  if (segments == 1) {
-    return 0;
+  Arrays arrays(nullptr);
+  if (segments > 1) {
+    take_ends(problem, segments, arrays);
   }
-  const Counts count = counts(problem, segments);
-  return (problem.momentum ? 2 : 1) * round_up(count.starts * sizeof(float)) +
-         round_up(count.unknown * sizeof(uint32_t));
+  return arrays.bytes();
 }
 
 SegmentEnds segment_ends(const MomentumDeltaRuleProblem& problem, int segments, char* memory) {
-  SegmentEnds result;
-  if (segments == 1) {
-    return result;
-  }
-  const Counts count = counts(problem, segments);
-  const size_t ends = round_up(count.starts * sizeof(float));
-  result.end_S = reinterpret_cast<float*>(memory);
-  result.end_M = problem.momentum ? reinterpret_cast<float*>(memory + ends) : nullptr;
-  result.unknown = reinterpret_cast<uint32_t*>(memory + (problem.momentum ? 2 : 1) * ends);
-  return result;
+  Arrays arrays(memory);
+  return segments > 1 ? take_ends(problem, segments, arrays) : SegmentEnds{};
 }
 
 void clear_unknown(const MomentumDeltaRuleProblem& problem, uint32_t* unknown,
