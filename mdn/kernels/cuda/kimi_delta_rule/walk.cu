@@ -25,28 +25,16 @@ template <class T, int kK, bool kStates>
 __global__ void __launch_bounds__(kWalkThreads) walk_kernel(const WalkParams p) {
   using Place = Record<kK>;
   constexpr int kRecordBytes = kStates ? Place::kStateBytes : Place::kForwardBytes;
-  constexpr int kStageBytes = kRecordBytes + kTokenTile;
   extern __shared__ __align__(16) unsigned char kimi_shared[];
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % 32;
-  const int warp = thread / 32;
-  const WalkBlock block(p.problem, p.work);
-  const int chunks = block.chunks();
-  const int64_t value = block.first_value + kValueTile * warp;  // of this warp
-  const bool has_values = value < p.problem.V;
-  const int64_t state = (block.sequence * p.problem.HV + block.head) * p.problem.V * p.problem.K;
+  const WalkThread self(p.problem, p.work);
+  const auto& [thread, lane, warp, block, chunks, value, has_values, state] = self;
 
   float S[kK / 8][4];
   load_state<kK>(S, p.initial_S ? p.initial_S + state : nullptr, value, p.problem, lane);
 
   const auto fetch = [&](int chunk) {
-    if (chunk < chunks) {
-      const uint32_t stage = ptx::shared_address(kimi_shared) + chunk % kStages * kStageBytes;
-      const int64_t place = p.work.place(block.first_chunk + chunk, block.head);
-      copy_record<kRecordBytes>(stage, p.work.records + place * Place::kBytes, thread);
-      copy_tokens<T>(stage + kRecordBytes, p.v, p.problem, block, chunk, thread);
-    }
-    ptx::async_copy_commit();
+    fetch_chunk<T, kK, kRecordBytes>(kimi_shared, self, p.problem, p.work, p.v, chunk,
+                                     chunk < chunks);
   };
   for (int chunk = 0; chunk < kStages - 1; ++chunk) {
     fetch(chunk);
@@ -58,7 +46,7 @@ __global__ void __launch_bounds__(kWalkThreads) walk_kernel(const WalkParams p) 
     if (!has_values) {
       continue;
     }
-    const unsigned char* const stage = kimi_shared + chunk % kStages * kStageBytes;
+    const unsigned char* const stage = kimi_shared + chunk % kStages * kStageBytes<kRecordBytes>;
     const uint32_t at = ptx::shared_address(stage);
 
     uint32_t S_rounded[kK / 16][4];
@@ -130,7 +118,7 @@ void launch_walk(const WalkParams& p, cudaStream_t stream) {
     constexpr int kRecordBytes = kStates ? Record<kK>::kStateBytes : Record<kK>::kForwardBytes;
     launch("launch of kimi_delta_rule walk",
            walk_kernel<typename decltype(type)::Type, kK, kStates>, walk_blocks(p.problem, p.work),
-           kWalkThreads, kStages * (kRecordBytes + kTokenTile), stream, p);
+           kWalkThreads, kStages * kStageBytes<kRecordBytes>, stream, p);
   });
 }
 

@@ -25,28 +25,16 @@ template <class T, int kK>
 __global__ void __launch_bounds__(kWalkThreads) walk_back_kernel(const WalkBackParams p) {
   using Place = Record<kK>;
   constexpr int kRecordBytes = Place::kBackwardBytes;
-  constexpr int kStageBytes = kRecordBytes + kTokenTile;
   extern __shared__ __align__(16) unsigned char kimi_shared[];
-  const int thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % 32;
-  const int warp = thread / 32;
-  const WalkBlock block(p.problem, p.work);
-  const int chunks = block.chunks();
-  const int64_t value = block.first_value + kValueTile * warp;  // of this warp
-  const bool has_values = value < p.problem.V;
-  const int64_t state = (block.sequence * p.problem.HV + block.head) * p.problem.V * p.problem.K;
+  const WalkThread self(p.problem, p.work);
+  const auto& [thread, lane, warp, block, chunks, value, has_values, state] = self;
 
   float dS[kK / 8][4];
   load_state<kK>(dS, p.d_final_S ? p.d_final_S + state : nullptr, value, p.problem, lane);
 
   const auto fetch = [&](int chunk) {
-    if (chunk >= 0) {
-      const uint32_t stage = ptx::shared_address(kimi_shared) + chunk % kStages * kStageBytes;
-      const int64_t place = p.work.place(block.first_chunk + chunk, block.head);
-      copy_record<kRecordBytes>(stage, p.work.records + place * Place::kBytes, thread);
-      copy_tokens<T>(stage + kRecordBytes, p.d_o, p.problem, block, chunk, thread);
-    }
-    ptx::async_copy_commit();
+    fetch_chunk<T, kK, kRecordBytes>(kimi_shared, self, p.problem, p.work, p.d_o, chunk,
+                                     chunk >= 0);
   };
   for (int i = 1; i < kStages; ++i) {
     fetch(chunks - i);
@@ -58,7 +46,7 @@ __global__ void __launch_bounds__(kWalkThreads) walk_back_kernel(const WalkBackP
     if (!has_values) {
       continue;
     }
-    const unsigned char* const stage = kimi_shared + chunk % kStages * kStageBytes;
+    const unsigned char* const stage = kimi_shared + chunk % kStages * kStageBytes<kRecordBytes>;
     const uint32_t at = ptx::shared_address(stage);
     const int64_t tile = p.work.place(block.first_chunk + chunk, block.head) * p.work.value_tiles +
                          value / kValueTile;
@@ -112,7 +100,7 @@ void walk_back(const KimiDeltaRuleBackward& call, const Work& work, cudaStream_t
     constexpr int kK = decltype(keys)::value;
     launch("launch of kimi_delta_rule walk_back",
            walk_back_kernel<typename decltype(type)::Type, kK>, walk_blocks(p.problem, p.work),
-           kWalkThreads, kStages * (Record<kK>::kBackwardBytes + kTokenTile), stream, p);
+           kWalkThreads, kStages * kStageBytes<Record<kK>::kBackwardBytes>, stream, p);
   });
 }
 

@@ -44,6 +44,26 @@ struct WalkBlock {
   }
 };
 
+/// What a thread works on: its warp's value channels of the block's head.
+struct WalkThread {
+  int thread, lane, warp;
+  WalkBlock block;
+  int chunks;
+  int64_t value;    // first channel of the warp
+  bool has_values;  // within V
+  int64_t state;    // the head's in [N, HV, V, K]
+
+  __device__ WalkThread(const KimiDeltaRuleProblem& problem, const Work& work)
+      : thread(static_cast<int>(threadIdx.x)),
+        lane(thread % 32),
+        warp(thread / 32),
+        block(problem, work),
+        chunks(block.chunks()),
+        value(block.first_value + kValueTile * warp),
+        has_values(value < problem.V),
+        state((block.sequence * problem.HV + block.head) * problem.V * problem.K) {}
+};
+
 inline int64_t walk_blocks(const KimiDeltaRuleProblem& problem, const Work& work) {
   return problem.N * work.heads * ((problem.V + kBlockValues - 1) / kBlockValues);
 }
@@ -93,6 +113,25 @@ __device__ __forceinline__ void copy_tokens(uint32_t to, const void* tensor,
   const int64_t at =
       inside ? ((block.token(chunk) + row) * problem.HV + block.head) * problem.V + value : 0;
   ptx::async_copy_unit(to + unit_at<128>(row, unit), static_cast<const T*>(tensor) + at, !inside);
+}
+
+/// Bytes of a stage of the ring: a record, up to what a walk reads of it, and a token tile.
+template <int kRecordBytes>
+inline constexpr int kStageBytes = kRecordBytes + kTokenTile;
+
+/// This thread's part of asking for a chunk's record and its tile of `tensor`, a group of copies of
+/// its own; an empty one past the walk's last chunk (`there` false).
+template <class T, int kK, int kRecordBytes>
+__device__ __forceinline__ void fetch_chunk(const unsigned char* ring, const WalkThread& at,
+                                            const KimiDeltaRuleProblem& problem, const Work& work,
+                                            const void* tensor, int chunk, bool there) {
+  if (there) {
+    const uint32_t stage = ptx::shared_address(ring) + chunk % kStages * kStageBytes<kRecordBytes>;
+    const int64_t place = work.place(at.block.first_chunk + chunk, at.block.head);
+    copy_record<kRecordBytes>(stage, work.records + place * Record<kK>::kBytes, at.thread);
+    copy_tokens<T>(stage + kRecordBytes, tensor, problem, at.block, chunk, at.thread);
+  }
+  ptx::async_copy_commit();
 }
 
 /// A state [16 values, kK] of float32 numbers in memory [V, K] to or from accumulators.
