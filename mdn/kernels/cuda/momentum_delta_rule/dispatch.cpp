@@ -138,7 +138,7 @@ void step(const MomentumDeltaRuleStep& call, Stream stream) {
     reason = unsupported_device(device);
   }
   MDN_CHECK(reason.empty(), "momentum_delta_rule step on CUDA: {}", reason);
-  decode_step(call, device, static_cast<cudaStream_t>(stream));
+  decode_step(call, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace mdn::kernels::cuda
