@@ -6,15 +6,17 @@
 
 #include <vector>
 
+#include "mdn/generate/device_mixer.h"
 #include "mdn/model/decoder.h"
 
 namespace mdn::generate {
 
-/// A published Momentum DeltaNet takes eight launches a layer for few sequences and eleven for
-/// many: all that reads a norm is one product with packed weights (so a second copy of most weights
-/// is kept), the convolutions are one kernel, sums with the residual stream are made by the
-/// products, and for few sequences so are norms and the SwiGLU (kernels/linear.h). Every other
-/// model of recurrent layers is run by the decoder itself.
+/// Where every layer has kernels (device_mixer.h) it takes few launches: all that reads a norm is
+/// one product with packed weights (so a second copy of most weights is kept), sums with the
+/// residual stream are made by the products, and for few sequences so are norms and the SwiGLU
+/// (kernels/linear.h). A published Momentum DeltaNet or Gated DeltaNet takes eight launches a layer
+/// for few sequences and eleven for many. Every other model of recurrent layers is run by the
+/// decoder itself.
 ///
 /// Nothing waits for the device or copies from or to the host, and states are advanced where they
 /// lie: a call can be captured in a graph.
@@ -31,23 +33,24 @@ class DeviceStep {
   /// have read nothing, are made. The state's position is left alone.
   at::Tensor operator()(const at::Tensor& ids, model::DecoderState& state) const;
 
+  /// Whether the layers are steps of kernels, and not the decoder's.
+  bool fused() const { return !layers_.empty(); }
+
  private:
   // A layer's weights as the kernels read them.
   struct Layer {
-    at::Tensor in;       // [columns, D]: q, k, v, g, a, b, m, e, filled up
-    at::Tensor gate_up;  // [2 I, D]
-    at::Tensor attn_norm, mlp_norm, q_conv, k_conv, v_conv, A_log, Mu_log, log_factor, dt_bias,
-        mu_bias, D_log, o_norm;  // float32
+    DeviceMixer mixer;
+    at::Tensor gate_up;              // [2 I, D], undefined without an MLP
+    at::Tensor attn_norm, mlp_norm;  // float32
   };
 
   at::Tensor by_decoder(const at::Tensor& ids, model::DecoderState& state) const;
-  void mix(size_t layer, at::Tensor& x, layers::MomentumDeltaNetState& state) const;
   void mlp(size_t layer, at::Tensor& x) const;
   at::Tensor product_of_norm(const at::Tensor& x, const at::Tensor& norm,
                              const at::Tensor& weight) const;
 
   const model::Decoder& decoder_;
-  std::vector<Layer> layers_;  // empty: by the decoder
+  std::vector<Layer> layers_;  // empty: the decoder runs
   at::Tensor norm_;            // float32
 };
 

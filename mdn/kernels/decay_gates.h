@@ -5,6 +5,9 @@
 //     alpha = exp(-exp(A_log[j]) dt)
 //     beta  = max_beta sigmoid(b)
 //
+// and in the forward pass those of Kimi Delta Attention, which has dt and alpha for each of a
+// head's channels.
+//
 // Only CUDA has a kernel of its own; elsewhere the operator is ATen's operations.
 #pragma once
 
@@ -19,13 +22,15 @@ using Stream = void*;
 struct DecayGatesProblem {
   int64_t tokens = 0;
   int64_t HV = 1;
+  int64_t channels = 1;  // of a head; more than one only in the forward pass
   DType dtype = DType::kBFloat16;  // of a, b and their gradients
   double low = 0;
   double high = 0;
   double max_beta = 1;
-  const float* A_log = nullptr;  // [HV], as dt_bias
-  const float* dt_bias = nullptr;
-  /// Of a token: rows of HV neighbours, with so many elements from token to token. b null: no beta.
+  const float* A_log = nullptr;    // [HV]
+  const float* dt_bias = nullptr;  // [HV channels]
+  /// Of a token: rows of HV channels (b: HV) neighbours, with so many elements from token to token.
+  /// b null: no beta.
   const void* a = nullptr;
   int64_t a_stride = 0;
   const void* b = nullptr;
@@ -34,9 +39,9 @@ struct DecayGatesProblem {
 
 struct DecayGatesForward {
   DecayGatesProblem problem;
-  float* alpha = nullptr;  // [tokens, HV], as the others
-  float* dt = nullptr;
-  float* beta = nullptr;  // only with b
+  float* alpha = nullptr;  // [tokens, HV channels]
+  float* dt = nullptr;     // the same; null: not wanted
+  float* beta = nullptr;   // [tokens, HV], only with b
 };
 
 struct DecayGatesBackward {

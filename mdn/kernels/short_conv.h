@@ -101,6 +101,7 @@ struct ShortConvStepPart {
   const float* weight = nullptr;  // [C, W]
   const float* bias = nullptr;    // [C] or null
   void* state = nullptr;          // [B, W-1, C]: the last W-1 inputs, oldest first; advanced
+  int64_t state_stride = 0;       // elements from input to input, at least C
   void* y = nullptr;              // [B, C], contiguous
 };
 
@@ -112,8 +113,8 @@ struct ShortConvStep {
   int count = 1;
   ShortConvStepPart parts[kMaxParts] = {};
   /// [C / channels] or null. Where given the first part is corrected by the second, which has as
-  /// many channels: y[0] = silu(a[0]) - exp(log_scale[c / channels]) y[1].
-  const float* log_scale = nullptr;
+  /// many channels: y[0] = silu(a[0]) - scale[c / channels] y[1].
+  const float* scale = nullptr;
   int64_t channels = 0;
 };
 

@@ -179,13 +179,14 @@ at::Tensor short_conv_step(const at::Tensor& x, const at::Tensor& weight, const 
     at::Tensor y = at::empty({B, C}, x.options());
     const DeviceScope device(x);
     kernels::cuda::ShortConvStep call{
-        .B = B, .W = W, .dtype = dtype_of(kOp, x.scalar_type()), .log_scale = nullptr};
+        .B = B, .W = W, .dtype = dtype_of(kOp, x.scalar_type()), .scale = nullptr};
     call.parts[0] = {.C = C,
                      .x = data(x),
                      .x_stride = *stride,
                      .weight = floats(taps),
                      .bias = floats(offset),
                      .state = state.data_ptr(),
+                     .state_stride = C,
                      .y = y.data_ptr()};
     kernels::cuda::short_conv_step(call, device.stream());
     return y;

@@ -36,6 +36,12 @@ class CudaModels : public testing::TestWithParam<const char*> {
   }
 };
 
+TEST_P(CudaModels, AreStepsOfKernels) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    EXPECT_TRUE(DeviceStep(decoder_of(GetParam(), type, at::kCUDA)).fused());
+  }
+}
+
 TEST_P(CudaModels, LogitsOfStepsAgreeWithFloat64) {
   constexpr int64_t kSteps = 9;
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {

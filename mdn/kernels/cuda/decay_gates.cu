@@ -47,7 +47,7 @@ __device__ Parts parts_of(const DecayGatesProblem& p, int64_t token, int64_t j) 
   x.a = to_float(static_cast<const T*>(p.a)[token * p.a_stride + j]) + p.dt_bias[j];
   x.free = softplus(x.a);
   x.dt = fminf(fmaxf(x.free, static_cast<float>(p.low)), static_cast<float>(p.high));
-  x.rate = expf(p.A_log[j]);
+  x.rate = expf(p.A_log[p.channels == 1 ? j : j / p.channels]);
   x.alpha = expf(-x.rate * x.dt);
   return x;
 }
@@ -61,15 +61,20 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) decay_gates_forward_kernel(DecayGatesForward call) {
   const DecayGatesProblem& p = call.problem;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= p.tokens * p.HV) {
+  const int64_t decays = p.HV * p.channels;
+  let_next_start();
+  wait_for_previous();
+  if (i >= p.tokens * decays) {
     return;
   }
-  const int64_t token = i / p.HV, j = i % p.HV;
+  const int64_t token = i / decays, j = i % decays;
   const Parts x = parts_of<T>(p, token, j);
   call.alpha[i] = x.alpha;
-  call.dt[i] = x.dt;
-  if (p.b != nullptr) {
-    call.beta[i] = static_cast<float>(p.max_beta) * sigmoid_b<T>(p, token, j);
+  if (call.dt != nullptr) {
+    call.dt[i] = x.dt;
+  }
+  if (p.b != nullptr && j < p.HV) {
+    call.beta[token * p.HV + j] = static_cast<float>(p.max_beta) * sigmoid_b<T>(p, token, j);
   }
 }
 
@@ -130,9 +135,10 @@ size_t decay_gates_backward_workspace(const DecayGatesProblem& p) {
 void decay_gates_forward(const DecayGatesForward& call, Stream stream) {
   with_type(call.problem.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    launch("launch of decay_gates_forward", decay_gates_forward_kernel<T>,
-           (call.problem.tokens * call.problem.HV + kThreads - 1) / kThreads, kThreads, 0,
-           static_cast<cudaStream_t>(stream), call);
+    const DecayGatesProblem& p = call.problem;
+    launch_early("launch of decay_gates_forward", decay_gates_forward_kernel<T>,
+                 (p.tokens * p.HV * p.channels + kThreads - 1) / kThreads, kThreads, 0,
+                 static_cast<cudaStream_t>(stream), call);
   });
 }
 

@@ -18,11 +18,11 @@ template <class T, int kTaps>
 __device__ void convolve(const ShortConvStepPart& part, int64_t b, int64_t c,
                          float (&y)[kChannels]) {
   constexpr int kPast = kTaps - 1;
-  T* const state = static_cast<T*>(part.state) + b * kPast * part.C + c;
+  T* const state = static_cast<T*>(part.state) + b * kPast * part.state_stride + c;
   Run<T, kChannels> x[kTaps];  // oldest first
 #pragma unroll
   for (int i = 0; i < kPast; ++i) {
-    x[i].load(state + i * part.C);
+    x[i].load(state + i * part.state_stride);
   }
   x[kPast].load(static_cast<const T*>(part.x) + b * part.x_stride + c);
   float w[kChannels * kTaps];
@@ -45,7 +45,7 @@ __device__ void convolve(const ShortConvStepPart& part, int64_t b, int64_t c,
   }
 #pragma unroll
   for (int i = 0; i < kPast; ++i) {
-    x[i + 1].store(state + i * part.C);
+    x[i + 1].store(state + i * part.state_stride);
   }
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
@@ -72,13 +72,13 @@ __global__ void __launch_bounds__(kThreads)
   int64_t c = i % pairs * kChannels;
   float y[kChannels];
   // The second part goes with the first where it corrects it, else it has threads of its own.
-  const bool corrects = call.log_scale != nullptr;
+  const bool corrects = call.scale != nullptr;
   if (corrects && c < call.parts[0].C) {
     float minus[kChannels];
     convolve<T, kTaps>(call.parts[1], b, c, minus);
     store<T>(call.parts[1], b, c, minus);
     convolve<T, kTaps>(call.parts[0], b, c, y);
-    const float scale = expf(call.log_scale[c / call.channels]);
+    const float scale = call.scale[c / call.channels];
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       y[j] -= scale * to_float(from_float<T>(minus[j]));
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 void short_conv_step(const ShortConvStep& call, Stream stream) {
   int64_t channels = 0;
   for (int part = 0; part < call.count; ++part) {
-    channels += call.log_scale != nullptr && part == 1 ? 0 : call.parts[part].C;
+    channels += call.scale != nullptr && part == 1 ? 0 : call.parts[part].C;
   }
   const int64_t pairs = channels / kChannels;
   with_type(call.dtype, [&](auto type) {

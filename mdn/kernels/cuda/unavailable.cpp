@@ -1,5 +1,6 @@
 // The CUDA backend of a build without CUDA: every function says so.
 #include "mdn/core/error.h"
+#include "mdn/kernels/comba_prediction.h"
 #include "mdn/kernels/cross_entropy.h"
 #include "mdn/kernels/decay_gates.h"
 #include "mdn/kernels/general_momentum_masks.h"
@@ -137,6 +138,10 @@ void decay_gates_forward(const DecayGatesForward&, Stream) {
 }
 void decay_gates_backward(const DecayGatesBackward&, Stream) {
   unavailable("decay_gates backward");
+}
+
+void comba_prediction(const CombaPrediction&, Stream) {
+  unavailable("comba_prediction");
 }
 
 void cross_entropy(const CrossEntropy&, Stream) {
