@@ -72,6 +72,55 @@ at::Tensor fingerprint(const model::Decoder& decoder) {
   return at::tensor(at::ArrayRef<uint8_t>(digest.data(), digest.size()), at::kByte);
 }
 
+// Makes the tokens the context's own; those that its state has to read before the last of them.
+std::vector<int64_t> append(const model::Decoder& decoder, Context& context,
+                            std::span<const int64_t> ids) {
+  for (int64_t id : ids) {
+    check_id(id, decoder.config(), "prompt");
+  }
+  std::vector<int64_t> unread;
+  if (!context.empty()) {
+    unread.push_back(context.pending);
+  }
+  unread.insert(unread.end(), ids.begin(), ids.end() - 1);
+  context.pending = ids.back();
+  for (int64_t id : ids) {
+    context.seen.add(id);
+  }
+  return unread;
+}
+
+// Tokens of contexts that have read nothing, behind each other.
+struct Pack {
+  std::vector<Context*> contexts;
+  std::vector<int64_t> tokens;
+  std::vector<int64_t> bounds = {0};
+
+  void add(Context& context, const std::vector<int64_t>& unread) {
+    contexts.push_back(&context);
+    tokens.insert(tokens.end(), unread.begin(), unread.end());
+    bounds.push_back(static_cast<int64_t>(tokens.size()));
+  }
+
+  // Gives each context its row of the state, and starts anew.
+  void read(const model::Decoder& decoder) {
+    if (tokens.empty()) {
+      return;
+    }
+    DecoderState all = decoder.new_state();
+    decoder.hidden(ids_tensor(tokens, device_of(decoder)),
+                   layers::Sequences(at::tensor(bounds, at::kLong)), &all);
+    const DecoderState* const source = &all;
+    for (size_t n = 0; n < contexts.size(); ++n) {
+      const auto row = static_cast<int64_t>(n);
+      DecoderState& state = contexts[n]->state;
+      state = map({&source, 1}, [&](const auto& t) { return t.front().narrow(0, row, 1); });
+      state.position = bounds[n + 1] - bounds[n];
+    }
+    *this = {};
+  }
+};
+
 }  // namespace
 
 Context new_context(const model::Decoder& decoder, const RandomStream& random) {
@@ -105,24 +154,36 @@ void read(const model::Decoder& decoder, Context& context, std::span<const int64
   if (ids.empty()) {
     return;
   }
-  for (int64_t id : ids) {
-    check_id(id, decoder.config(), "prompt");
-  }
   const at::NoGradGuard no_grad;
-  std::vector<int64_t> unread;
-  if (!context.empty()) {
-    unread.push_back(context.pending);
-  }
-  unread.insert(unread.end(), ids.begin(), ids.end() - 1);
+  const std::vector<int64_t> unread = append(decoder, context, ids);
   const std::span<const int64_t> all(unread);
   for (size_t from = 0; from < all.size(); from += kReadTokens) {
     const auto part = all.subspan(from, std::min<size_t>(kReadTokens, all.size() - from));
     decoder.hidden(ids_tensor(part, device_of(decoder)), {}, &context.state);
   }
-  context.pending = ids.back();
-  for (int64_t id : ids) {
-    context.seen.add(id);
+}
+
+void read_together(const model::Decoder& decoder, std::span<Context* const> contexts,
+                   std::span<const std::span<const int64_t>> ids) {
+  const auto& blocks = decoder.weights().blocks;
+  const bool packs = std::none_of(blocks.begin(), blocks.end(), [](const model::Block& block) {
+    return std::holds_alternative<layers::Attention>(block.mixer);
+  });
+  const at::NoGradGuard no_grad;
+  Pack pack;
+  for (size_t i = 0; i < contexts.size(); ++i) {
+    Context& context = *contexts[i];
+    const auto count = static_cast<int64_t>(ids[i].size());
+    if (!packs || !context.empty() || count < 2 || count > kReadTokens) {
+      read(decoder, context, ids[i]);
+      continue;
+    }
+    if (static_cast<int64_t>(pack.tokens.size()) + count > kPackedTokens) {
+      pack.read(decoder);
+    }
+    pack.add(context, append(decoder, context, ids[i]));
   }
+  pack.read(decoder);
 }
 
 namespace {

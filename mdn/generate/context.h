@@ -33,6 +33,14 @@ Context clone(const Context& context);
 void read(const model::Decoder& decoder, Context& context, std::span<const int64_t> ids);
 inline constexpr int64_t kReadTokens = 4096;
 
+/// The same for several contexts and the tokens of each. Where the model has no attention layers,
+/// contexts that have read nothing are read as packed sequences, `kPackedTokens` in one call, which
+/// takes as many launches as one of them; states are then rows of one tensor. Results may differ
+/// from those of read() by the rounding of sums and products.
+void read_together(const model::Decoder& decoder, std::span<Context* const> contexts,
+                   std::span<const std::span<const int64_t>> ids);
+inline constexpr int64_t kPackedTokens = 16384;
+
 /// A state file (model::save_state) with the rest of the context in it. Throws for an empty
 /// context; loading for the file of another configuration, of other weights or another dtype (told
 /// by a hash of all weights), and for one that has no context or token ids outside the vocabulary.

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
+#include <iterator>
 #include <list>
 
 #include "mdn/core/error.h"
@@ -93,8 +95,13 @@ class Generator::Run {
     int64_t active = 0;
     while (active > 0 || next < requests_.size()) {
       while (next < requests_.size() && active < generator_.options_.batch) {
-        admit(next++);
-        active = count();
+        // On a GPU all at once: what they take there is launches.
+        const auto room = static_cast<size_t>(generator_.options_.batch - active);
+        const size_t count = generator_.cuda_stepper_ ? room : 1;
+        const size_t end = std::min(next + count, requests_.size());
+        admit(next, end);
+        next = end;
+        active = this->count();
       }
       for (auto group = groups_.begin(); group != groups_.end();) {
         advance(*group, false);
@@ -116,8 +123,7 @@ class Generator::Run {
     return static_cast<int64_t>(rows);
   }
 
-  // Reads a prompt and makes the first token, alone; then the sequence joins its group.
-  void admit(size_t index) {
+  Sequence sequence_of(size_t index) const {
     const Request& request = requests_[index];
     Sequence sequence{
         .index = index,
@@ -129,42 +135,94 @@ class Generator::Run {
     if (request.random) {
       sequence.context.random = *request.random;
     }
-    if (interrupted()) {
-      sequence.finish = Finish::kInterrupted;
-    } else {
-      const int64_t before = sequence.context.state.position;
-      {
-        const Stopwatch stopwatch(generator_.timing_.prefill_seconds);
-        read(generator_.decoder_, sequence.context, request.prompt);
-      }
-      generator_.timing_.prefill_tokens += sequence.context.state.position - before;
-      if (request.max_tokens == 0) {
-        sequence.finish = Finish::kLength;
-      }
+    return sequence;
+  }
+
+  void read_prompts(std::vector<Sequence>& sequences) {
+    std::vector<Context*> contexts;
+    std::vector<std::span<const int64_t>> prompts;
+    int64_t before = 0, after = 0;
+    for (Sequence& sequence : sequences) {
+      contexts.push_back(&sequence.context);
+      prompts.emplace_back(sequence.request->prompt);
+      before += sequence.context.state.position;
     }
-    if (!sequence.finish) {
+    const Stopwatch stopwatch(generator_.timing_.prefill_seconds);
+    if (sequences.size() == 1) {
+      read(generator_.decoder_, *contexts.front(), prompts.front());
+    } else {
+      read_together(generator_.decoder_, contexts, prompts);
+    }
+    for (const Context* context : contexts) {
+      after += context->state.position;
+    }
+    generator_.timing_.prefill_tokens += after - before;
+  }
+
+  // Reads prompts, and the sequences join their groups; before that each makes its first token
+  // alone, but on a GPU, where it is no faster so.
+  void admit(size_t first, size_t end) {
+    std::vector<Sequence> sequences;
+    for (size_t index = first; index < end; ++index) {
+      sequences.push_back(sequence_of(index));
+    }
+    const bool stopped = interrupted();
+    if (!stopped) {
+      read_prompts(sequences);
+    }
+    std::vector<Group> arrived;
+    for (Sequence& sequence : sequences) {
+      if (stopped || sequence.request->max_tokens == 0) {
+        sequence.finish = stopped ? Finish::kInterrupted : Finish::kLength;
+        leave(std::move(sequence));
+        continue;
+      }
       Group alone;
       alone.state = std::move(sequence.context.state);
       alone.rows.push_back(std::move(sequence));
-      advance(alone, true);
-      if (!alone.rows.empty()) {
-        join_group(std::move(alone));
+      // What has read nothing has no state that could be joined.
+      if (!generator_.cuda_stepper_ || alone.state.position == 0) {
+        advance(alone, true);
       }
-    } else {
-      leave(std::move(sequence));
+      if (!alone.rows.empty()) {
+        arrived.push_back(std::move(alone));
+      }
+    }
+    join_groups(std::move(arrived));
+  }
+
+  void join_groups(std::vector<Group> arrived) {
+    while (!arrived.empty()) {
+      const auto apart = [&, position = arrived.front().state.position](const Group& group) {
+        return any_attention_ && group.state.position != position;
+      };
+      const auto rest = std::stable_partition(arrived.begin(), arrived.end(), std::not_fn(apart));
+      std::list<Group> together;
+      const auto host = std::find_if_not(groups_.begin(), groups_.end(), apart);
+      if (host != groups_.end()) {
+        together.splice(together.end(), groups_, host);
+      }
+      together.insert(together.end(), std::move_iterator(arrived.begin()),
+                      std::move_iterator(rest));
+      arrived.erase(arrived.begin(), rest);
+      groups_.push_back(joined(std::move(together)));
     }
   }
 
-  void join_group(Group alone) {
-    for (Group& group : groups_) {
-      if (!any_attention_ || group.state.position == alone.state.position) {
-        const model::DecoderState* states[] = {&group.state, &alone.state};
-        group.state = join(states);
-        group.rows.push_back(std::move(alone.rows.front()));
-        return;
+  static Group joined(std::list<Group> groups) {
+    if (groups.size() > 1) {
+      std::vector<const model::DecoderState*> states;
+      for (const Group& group : groups) {
+        states.push_back(&group.state);
       }
+      groups.front().state = join(states);
     }
-    groups_.push_back(std::move(alone));
+    Group all = std::move(groups.front());
+    groups.pop_front();
+    for (Group& group : groups) {
+      std::move(group.rows.begin(), group.rows.end(), std::back_inserter(all.rows));
+    }
+    return all;
   }
 
   // One token for every row; rows that are done leave. `alone`: a sequence before it joins.

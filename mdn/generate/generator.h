@@ -61,13 +61,13 @@ class Generator {
   /// Called for every token made, in order within a request; false ends that passage.
   using OnToken = std::function<bool(size_t request, int64_t token)>;
 
-  /// Continues every request and returns their passages in the same order. A prompt is read alone,
-  /// and where a Stepper runs (float32 on the CPU, no attention layers) its steps do not depend on
-  /// the company either: the same bits as one by one. Elsewhere the steps of a batch may differ
-  /// from single ones by the rounding of the matrix products. On CUDA a CudaStepper runs where
-  /// there are no attention layers. A set `interrupt` ends all passages before their next token.
-  /// Throws for an empty prompt without start, ids outside the vocabulary, bad options: before
-  /// anything is read.
+  /// Continues every request and returns their passages in the same order. On the CPU a prompt is
+  /// read alone, and where a Stepper runs (float32, no attention layers) its steps do not depend on
+  /// the company either: the same bits as one by one. Elsewhere what is read and stepped together
+  /// may differ from what is alone by the rounding of sums and products. On CUDA a CudaStepper runs
+  /// where there are no attention layers. A set `interrupt` ends all passages before their next
+  /// token. Throws for an empty prompt without start, ids outside the vocabulary, bad options:
+  /// before anything is read.
   std::vector<Passage> run(const std::vector<Request>& requests, const OnToken& on_token = {},
                            const std::atomic<bool>* interrupt = nullptr);
 

@@ -2,15 +2,13 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/kernels/momentum_delta_rule.h"
 
 namespace mdn::layers {
 
 at::Tensor Comba::mix(const Projected& x, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
-  MDN_CHECK(!state || !sequences.packed(),
-            "comba: a carried state with packed sequences is not supported");
+  sequences.check_start("comba", state && state->S.defined());
   Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   const DeltaGates gates = delta_gates(w, false, x);
   const at::Tensor& k = qkv.k;

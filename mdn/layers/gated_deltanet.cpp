@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/ops/decay_gates.h"
 #include "mdn/ops/gated_delta_rule.h"
 
@@ -37,7 +36,7 @@ at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
                                 const std::optional<at::Tensor>& pi, const Sequences& sequences,
                                 at::Tensor* S) {
   const auto& [q, k, v] = qkv;
-  if (S && q.size(1) == 1) {
+  if (S && q.size(1) == 1 && !sequences.packed()) {
     if (!S->defined()) {
       *S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, gates.alpha.options());
     }
@@ -58,8 +57,7 @@ at::Tensor run_gated_delta_rule(const Qkv& qkv, const DeltaGates& gates,
 
 at::Tensor GatedDeltaNet::mix(const Projected& x, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
-  MDN_CHECK(!state || !sequences.packed(),
-            "gated_deltanet: a carried state with packed sequences is not supported");
+  sequences.check_start("gated_deltanet", state && state->S.defined());
   const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   const DeltaGates gates = delta_gates(w, o.allow_neg_eigval, x);
   const at::Tensor out =

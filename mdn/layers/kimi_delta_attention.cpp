@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/ops/kimi_delta_rule.h"
 
 namespace mdn::layers {
@@ -11,7 +10,7 @@ namespace {
 // Over x's tokens, or one step in place when a state meets a single token.
 at::Tensor run(const Qkv& qkv, const KimiGates& gates, const Sequences& sequences, at::Tensor* S) {
   const auto& [q, k, v] = qkv;
-  if (S && q.size(1) == 1) {
+  if (S && q.size(1) == 1 && !sequences.packed()) {
     if (!S->defined()) {
       *S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, gates.beta.options());
     }
@@ -54,8 +53,7 @@ LayerParts KimiDeltaAttention::parts() const {
 at::Tensor KimiDeltaAttention::mix(const Projected& x, const Sequences& sequences,
                                    State* state) const {
   const auto& [o, w] = *this;
-  MDN_CHECK(!state || !sequences.packed(),
-            "kimi_delta_attention: a carried state with packed sequences is not supported");
+  sequences.check_start("kimi_delta_attention", state && state->S.defined());
   const Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   const at::Tensor out = run(qkv, kimi_gates(o, w, x), sequences, state ? &state->S : nullptr);
   return gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x);

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/layers/short_conv.h"
 #include "mdn/ops/decay_gates.h"
 #include "mdn/ops/gated_delta_rule.h"
@@ -46,8 +45,7 @@ LayerParts Mamba2::parts() const {
 
 at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State* state) const {
   const auto& [o, w] = *this;
-  MDN_CHECK(!state || !sequences.packed(),
-            "mamba2: a carried state with packed sequences is not supported");
+  sequences.check_start("mamba2", state && state->S.defined());
   const auto columns = columns_of(o);
   const auto parts = input.split(w.in_proj, columns, w.in_proj_bias);
   const at::Tensor z = parts[0], dt_raw = parts[4];
@@ -77,7 +75,7 @@ at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State
   const at::Tensor no_prediction = at::zeros_like(dt);
 
   at::Tensor y;
-  if (state && T == 1) {
+  if (state && T == 1 && !sequences.packed()) {
     if (!state->S.defined()) {
       state->S = at::zeros({batch, o.num_heads, o.head_dim, o.state_size}, dt.options());
     }

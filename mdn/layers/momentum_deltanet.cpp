@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/layers/gated_deltanet.h"
 #include "mdn/ops/general_momentum_delta_rule.h"
 #include "mdn/ops/momentum_delta_rule.h"
@@ -60,7 +59,7 @@ at::Tensor run_momentum_rule(const Qkv& qkv, const ops::MomentumGates& g, const 
   const auto& [q, k, v] = qkv;
   const bool published = !c.kappa.defined();
   const Optional pi = c.pi.defined() ? Optional(c.pi) : std::nullopt;
-  if (state && q.size(1) == 1) {
+  if (state && q.size(1) == 1 && !sequences.packed()) {
     if (!state->S.defined()) {
       state->S = at::zeros({q.size(0), v.size(2), v.size(3), k.size(3)}, g.alpha.options());
       state->M = at::zeros_like(state->S);
@@ -101,8 +100,7 @@ at::Tensor run_momentum_rule(const Qkv& qkv, const ops::MomentumGates& g, const 
 at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
                                         State* state) const {
   const auto& [o, w] = *this;
-  MDN_CHECK(!state || !sequences.packed(),
-            "momentum_deltanet: a carried state with packed sequences is not supported");
+  sequences.check_start("momentum_deltanet", state && state->S.defined());
   Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
   if (w.D_log.defined()) {
     // Output correction: q <- q - exp(D_log) k, before the normalisation.

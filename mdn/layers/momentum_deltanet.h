@@ -49,7 +49,9 @@ struct MomentumDeltaNet {
   MomentumDeltaNetWeights weights;
 
   /// x [B, T, D] -> [B, T, D]. With a state, x continues the sequences it belongs to and the state
-  /// is advanced (inference only); a single token takes the in-place step.
+  /// is advanced (inference only); a single token takes the in-place step. With packed sequences
+  /// the state must be a fresh one and becomes that of all of them, [N, ...]; so it is in the other
+  /// layers with such a state.
   at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
 
   /// The shape of a state's field for B sequences; empty where the layer has no such part.

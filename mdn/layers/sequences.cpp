@@ -16,6 +16,7 @@ struct Sequences::OnDevice {
   std::mutex mutex;
   at::Tensor positions;  // [T] int64
   at::Tensor bounds;     // [N + 1] int32
+  at::Tensor last;       // [N, count] int64: each sequence's last rows, -1 before its start
 };
 
 Sequences::Sequences(at::Tensor cu_seqlens) {
@@ -36,7 +37,7 @@ int64_t Sequences::longest() const {
   return longest;
 }
 
-const Sequences::OnDevice& Sequences::on(c10::Device device) const {
+Sequences::OnDevice& Sequences::on(c10::Device device) const {
   OnDevice& made = *on_device_;
   const std::scoped_lock lock(made.mutex);
   if (!made.positions.defined() || made.positions.device() != device) {
@@ -49,6 +50,7 @@ const Sequences::OnDevice& Sequences::on(c10::Device device) const {
     }
     made.positions = ops::to_device(positions, device);
     made.bounds = ops::to_device(cu_seqlens_->to(at::kInt), device);
+    made.last = at::Tensor();
   }
   return made;
 }
@@ -65,6 +67,32 @@ at::Tensor Sequences::positions(int64_t T, c10::Device device) const {
             "cu_seqlens runs from {} to {}; it must rise from 0 to {}", bounds_.front(),
             bounds_.back(), T);
   return on(device).positions;
+}
+
+at::Tensor Sequences::last_rows(const at::Tensor& x, int64_t count) const {
+  OnDevice& made = on(x.device());
+  const std::scoped_lock lock(made.mutex);
+  at::Tensor& last = made.last;
+  const auto N = static_cast<int64_t>(bounds_.size()) - 1;
+  if (!last.defined() || last.size(1) != count) {
+    at::Tensor rows = at::empty({N, count}, at::kLong);
+    int64_t* r = rows.mutable_data_ptr<int64_t>();
+    for (size_t n = 0; n + 1 < bounds_.size(); ++n) {
+      for (int64_t row = bounds_[n + 1] - count; row < bounds_[n + 1]; ++row) {
+        *r++ = row < bounds_[n] ? -1 : row;
+      }
+    }
+    last = ops::to_device(rows, x.device());
+  }
+  return x[0]
+      .index_select(0, last.clamp_min(0).flatten())
+      .view({N, count, x.size(2)})
+      .masked_fill_((last < 0).unsqueeze(2), 0);
+}
+
+void Sequences::check_start(const char* layer, bool carried) const {
+  MDN_CHECK(!packed() || !carried, "{}: a carried state with packed sequences is not supported",
+            layer);
 }
 
 }  // namespace mdn::layers

@@ -32,9 +32,17 @@ class Sequences {
   /// Position of each token in its sequence: [T] int64. Of packed sequences made once.
   at::Tensor positions(int64_t T, c10::Device device) const;
 
+  /// x [1, T, C] -> [N, count, C]: each sequence's last `count` rows, oldest first, zeros before
+  /// its start. Only packed.
+  at::Tensor last_rows(const at::Tensor& x, int64_t count) const;
+
+  /// Throws where packed sequences meet a state that was carried here: they start afresh, and a
+  /// fresh state becomes that of all of them, [N, ...].
+  void check_start(const char* layer, bool carried) const;
+
  private:
   struct OnDevice;
-  const OnDevice& on(c10::Device device) const;
+  OnDevice& on(c10::Device device) const;
 
   std::optional<at::Tensor> cu_seqlens_;
   std::vector<int64_t> bounds_;

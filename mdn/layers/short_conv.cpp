@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "mdn/core/error.h"
 #include "mdn/ops/short_conv.h"
 
 namespace mdn::layers {
@@ -14,8 +13,11 @@ at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Seque
   if (!state) {
     return ops::short_conv(x, weight, sequences.cu_seqlens(), offset);
   }
-  MDN_CHECK(!sequences.packed(),
-            "short_conv: a carried state with packed sequences is not supported");
+  sequences.check_start("short_conv", state->defined());
+  if (sequences.packed()) {
+    *state = sequences.last_rows(x, past);
+    return ops::short_conv(x, weight, sequences.cu_seqlens(), offset);
+  }
   const at::Tensor before =
       state->defined() ? *state : at::zeros({x.size(0), past, x.size(2)}, x.options());
   if (x.is_cuda() && T == 1) {

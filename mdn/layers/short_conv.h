@@ -12,7 +12,7 @@ namespace mdn::layers {
 ///
 /// `state` [N, W-1, C] holds a sequence's last W-1 inputs, oldest first. Where given (defined) it
 /// is read first, and replaced by the state after x (in place by a single token on CUDA); an
-/// undefined one is ignored.
+/// undefined one stands for zeros. With packed sequences it must be undefined.
 at::Tensor short_conv(const at::Tensor& x, const at::Tensor& weight, const Sequences& sequences,
                       at::Tensor* state, const at::Tensor& bias = {});
 

@@ -35,7 +35,8 @@ class Decoder {
           std::optional<at::ScalarType> compute_type = std::nullopt);
 
   /// Token ids [B, T] int64 -> final hidden states [B, T, D], normalised. With a state the tokens
-  /// continue it (inference only; not with packed sequences). `observe` sees each layer's input.
+  /// continue it (inference only); packed sequences need a fresh one, which becomes that of all of
+  /// them, [N, ...], and a model without attention layers. `observe` sees each layer's input.
   at::Tensor hidden(const at::Tensor& ids, const layers::Sequences& sequences = {},
                     DecoderState* state = nullptr, const LayerObserver& observe = {}) const;
 

@@ -133,6 +133,62 @@ TEST_P(Models, ContinuingWithAPromptEqualsReadingAll) {
   EXPECT_EQ(alone(decoder, rest), slow_greedy(decoder, all, 10));
 }
 
+// Prompts of these lengths, of which one of 9 tokens is appended to a text, read together and
+// alone.
+void expect_same_states(const model::Decoder& decoder, const std::vector<int64_t>& lengths,
+                        double tolerance) {
+  std::vector<Context> want, got;
+  std::vector<std::vector<int64_t>> prompts;
+  for (const int64_t length : lengths) {
+    prompts.push_back(ids_of(length, length + static_cast<int64_t>(prompts.size())));
+    want.push_back(new_context(decoder));
+    if (length == 9) {
+      read(decoder, want.back(), ids_of(12));
+    }
+    got.push_back(clone(want.back()));
+    read(decoder, want.back(), prompts.back());
+  }
+  std::vector<Context*> contexts;
+  std::vector<std::span<const int64_t>> ids;
+  for (size_t i = 0; i < got.size(); ++i) {
+    contexts.push_back(&got[i]);
+    ids.emplace_back(prompts[i]);
+  }
+  read_together(decoder, contexts, ids);
+  for (size_t i = 0; i < got.size(); ++i) {
+    SCOPED_TRACE(fmt::format("prompt {}", i));
+    EXPECT_EQ(got[i].pending, want[i].pending);
+    EXPECT_EQ(got[i].seen.ids(), want[i].seen.ids());
+    EXPECT_EQ(got[i].state.position, want[i].state.position);
+    for (size_t layer = 0; layer < got[i].state.layers.size(); ++layer) {
+      const auto got_fields = layers::state_fields(got[i].state.layers[layer]);
+      const auto want_fields = layers::state_fields(want[i].state.layers[layer]);
+      for (size_t f = 0; f < got_fields.size(); ++f) {
+        const at::Tensor &x = *got_fields[f].second, &y = *want_fields[f].second;
+        ASSERT_EQ(x.defined(), y.defined()) << got_fields[f].first;
+        if (y.defined()) {
+          ASSERT_EQ(x.sizes(), y.sizes()) << got_fields[f].first;
+          EXPECT_LE((x - y).norm().item<double>(), tolerance * y.norm().item<double>())
+              << got_fields[f].first;
+        }
+      }
+    }
+  }
+}
+
+class RecurrentModels : public testing::TestWithParam<const char*> {};
+
+// Lengths below a convolution's width, above a chunk, and of nothing to read.
+TEST_P(RecurrentModels, PromptsReadTogetherEqualThoseReadAlone) {
+  expect_same_states(decoder_of(GetParam()), {5, 1, 2, 3, 70, 9, 33}, 1e-12);
+}
+
+TEST(Context, FullPacksAreReadOneAfterTheOther) {
+  expect_same_states(decoder_of("gdn", 5, at::kFloat), {4000, 4000, 4000, 4000, 4000, 7}, 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Generator, RecurrentModels,
+                         testing::Values("mdn", "gdn", "comba", "kda", "mamba2"));
 INSTANTIATE_TEST_SUITE_P(Generator, Models,
                          testing::Values("mdn", "mdn_plain", "mdn_lora", "mdn_hybrid"));
 
