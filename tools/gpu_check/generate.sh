@@ -9,6 +9,9 @@ generate() {
     "$build/bench_generate" "configs/$config.json" cuda bfloat16 "$tokens" "$temperature" || failed=1
   done <<<"mdn_400m 0 256
 mdn_400m 0.8 32
-gdn_400m 0 64"
+gdn_400m 0 64
+comba_400m 0 64
+kda_400m 0 64
+mamba2_400m 0 64"
 }
 table generate "$build/bench_generate" generate
