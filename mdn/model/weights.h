@@ -25,8 +25,8 @@ struct WeightSpec {
   std::vector<int64_t> shape;  // linears are [out, in]
   Init init = Init::kNormal;
   double init_low = 0, init_high = 0, init_floor = 0;
-  bool decay = true;  // takes weight decay: matrices and convolutions do
-  std::string part;   // for people: embeddings, mixer, mlp, norms, head
+  bool decay = true;      // takes weight decay: matrices and convolutions do
+  std::string part = {};  // for people: embeddings, mixer, mlp, norms, head
 
   int64_t numel() const;
 };

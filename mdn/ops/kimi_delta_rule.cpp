@@ -113,9 +113,9 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
 // save nothing. A packed call has at most this many chunks, and tracing, to which what is saved is
 // opaque, can say so without its boundaries.
 template <class Int>
-Int most_chunks(const Int& B, const Int& T, const std::optional<Int>& N) {
+Int most_chunks(bool packed, const Int& N, const Int& T) {
   constexpr int64_t C = kimi_chunks::kChunk;
-  return N ? (T + *N * (C - 1)) / C : B * ((T + (C - 1)) / C);
+  return packed ? (T + N * (C - 1)) / C : N * ((T + (C - 1)) / C);
 }
 
 Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
@@ -154,8 +154,8 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   const bool saves = save && p.dtype != DType::kFloat64;
   Tensor states;
   if (saves) {
-    const auto N = cu_seqlens ? std::optional(p.N) : std::nullopt;
-    states = at::empty({most_chunks(p.B, p.T, N), p.HV, p.V, p.K}, call.x.beta.options());
+    states = at::empty({most_chunks(cu_seqlens.has_value(), p.N, p.T), p.HV, p.V, p.K},
+                       call.x.beta.options());
   }
   const auto [o, final_S] = kimi_chunks::forward(call.x, states);
   return {o, final_S, saves ? states : nothing};
@@ -307,14 +307,14 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
 Forward forward_meta(const Tensor& q, const Tensor&, const Tensor& v, const Tensor&,
                      const Tensor& beta, const OptionalTensor&, const OptionalTensor& cu_seqlens,
                      std::optional<double>, bool, bool save) {
-  const auto N = cu_seqlens ? std::optional(cu_seqlens->sym_numel() - 1) : std::nullopt;
-  const c10::SymInt B = q.sym_size(0), T = q.sym_size(1);
+  const c10::SymInt N = cu_seqlens ? cu_seqlens->sym_numel() - 1 : q.sym_size(0);
   const auto states = [&](const c10::SymInt& count) {
     return at::empty_symint({count, v.sym_size(2), v.sym_size(3), q.sym_size(3)}, beta.options());
   };
-  return {at::empty_like(v, at::MemoryFormat::Contiguous), states(N ? *N : B),
-          save && q.scalar_type() != at::kDouble ? states(most_chunks(B, T, N))
-                                                 : at::empty({0}, beta.options())};
+  return {at::empty_like(v, at::MemoryFormat::Contiguous), states(N),
+          save && q.scalar_type() != at::kDouble
+              ? states(most_chunks(cu_seqlens.has_value(), N, q.sym_size(1)))
+              : at::empty({0}, beta.options())};
 }
 
 Backward backward_meta(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor& q,

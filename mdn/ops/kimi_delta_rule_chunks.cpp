@@ -295,17 +295,17 @@ struct Piece {
 
 /// Everything a pass needs of the call: tensors as rows of tokens, the grid, the cut.
 struct Pass {
-  explicit Pass(const Call& call)
-      : call(call),
-        type(call.beta.scalar_type()),
-        B(call.q.size(0)),
-        T(call.q.size(1)),
-        H(call.q.size(2)),
-        K(call.q.size(3)),
-        HV(call.v.size(2)),
-        V(call.v.size(3)),
-        grid(B, T, call.bounds, call.q.device()),
-        ranges(cut(grid, H, HV / H, std::max(K, V), call.q.is_cuda())) {}
+  explicit Pass(const Call& of)
+      : call(of),
+        type(of.beta.scalar_type()),
+        B(of.q.size(0)),
+        T(of.q.size(1)),
+        H(of.q.size(2)),
+        K(of.q.size(3)),
+        HV(of.v.size(2)),
+        V(of.v.size(3)),
+        grid(B, T, of.bounds, of.q.device()),
+        ranges(cut(grid, H, HV / H, std::max(K, V), of.q.is_cuda())) {}
 
   /// [B, T, heads, channels] (contiguous) -> [B T, heads of the range, channels], a view.
   static Tensor tokens(const Tensor& x, int64_t first, int64_t heads) {

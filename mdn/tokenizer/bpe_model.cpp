@@ -31,15 +31,14 @@ size_t spread(uint64_t key) {
   return static_cast<size_t>(key ^ (key >> 32));
 }
 
-struct StringHash {
-  using is_transparent = void;
-  size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
-};
-
 }  // namespace
 
 /// Split by hash, so that threads seldom wait for each other; a full part takes no more words.
 struct BpeModel::Cache {
+  struct StringHash {
+    using is_transparent = void;
+    size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+  };
   struct Shard {
     std::shared_mutex mutex;
     std::unordered_map<std::string, std::vector<int32_t>, StringHash, std::equal_to<>> words;

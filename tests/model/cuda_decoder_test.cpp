@@ -73,9 +73,9 @@ INSTANTIATE_TEST_SUITE_P(Families, CudaDecoder,
                                                           "mdn_hybrid", "gdn", "comba", "kda",
                                                           "mamba2", "transformer"),
                                           testing::Values(at::kFloat, at::kBFloat16)),
-                         [](const testing::TestParamInfo<CudaDecoder::ParamType>& info) {
-                           return std::string(std::get<0>(info.param)) + "_" +
-                                  c10::toString(std::get<1>(info.param));
+                         [](const testing::TestParamInfo<CudaDecoder::ParamType>& test) {
+                           return std::string(std::get<0>(test.param)) + "_" +
+                                  c10::toString(std::get<1>(test.param));
                          });
 
 void expect_same_bits(const Config& config, at::ScalarType type) {

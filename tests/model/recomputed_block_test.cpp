@@ -65,7 +65,7 @@ TEST_P(RecomputedBlock, TakesTheFusedOperators) {
 
 INSTANTIATE_TEST_SUITE_P(Families, RecomputedBlock,
                          testing::Values("gdn", "comba", "kda", "mamba2"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& test) { return std::string(test.param); });
 
 TEST(RecomputedBlock, LeavesOthersAlone) {
   const Config config = read_config(MDN_TEST_DATA "/goldens/transformer");
