@@ -5,7 +5,7 @@ in steps of a whole layer, and the others meet it by the inner size of their MLP
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .parameters import count
 
@@ -102,6 +102,7 @@ class Size:
     needles: list[int]  # lengths
     examples: int  # of each evaluation that is made up
     limit: int  # of documents that losses are measured on; 0: all held out
+    rates: list[float]  # other learning rates, which every family's language model and recall are run with
     assumed_rate: float  # tokens/s of the Transformer, for estimates before there are measured ones
 
 
@@ -129,6 +130,7 @@ def _state(name: str, width: int, tokens: int, examples: int, rows: int, length:
 
 
 SYNTHETIC_ROUND = 1  # before which of the language models' rounds the tasks come
+RATES_ROUND = 5  # together with the second of those rounds that add seeds
 
 _CLOSEST = ["mdn", "gdn", "comba", "kda"]
 _EXTENSIONS = ["mdn_nesterov", "mdn_quasi_hyperbolic"]  # slow: a program of batched operations
@@ -145,7 +147,7 @@ SIZES = {
         Training(16_384, 8, 128, 3e-3, eval_tokens=4096, checkpoints=4), "bytes",
         [list(FAMILIES), ["mdn", "gdn"], ["mdn_no_momentum"]],
         [_mqar([32], 16_384, 200, 16, 64, ["mdn", "gdn"]), _state("parity", 32, 16_384, 200, 16, 32, ["mdn", "gdn"])],
-        [512], 8, 8, 20_000,
+        [512], 8, 8, [], 20_000,
     ),
     # Two H200s, 20 minutes.
     "small": Size(
@@ -153,7 +155,7 @@ SIZES = {
         Training(50_000_000, 32, 1024, 2e-3), "bpe16384", _ROUNDS,
         [_mqar([32, 64, 128], 60_000_000, 47_000, 64, 256, _RECALL),
          *(_state(name, 128, 30_000_000, 470_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
-        [512, 1024, 2048], 200, 0, 500_000,
+        [512, 1024, 2048], 200, 0, [4e-3, 1e-3], 500_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
@@ -162,7 +164,7 @@ SIZES = {
         [*_ROUNDS, list(FAMILIES), _PARTS, list(HYBRIDS), _EXTENSIONS],
         [_mqar([32, 64, 128, 256], 200_000_000, 160_000, 64, 256, _TRACKING),
          *(_state(name, 128, 50_000_000, 800_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
-        [512, 1024, 2048, 4096], 500, 0, 250_000,
+        [512, 1024, 2048, 4096], 500, 0, [3e-3, 7.5e-4], 250_000,
     ),
 }
 
@@ -288,6 +290,11 @@ def make_plan(size_name: str, corpus: str = "out/corpus", work: str = "out/compa
                 runs.append(Run(SYNTHETIC_ROUND, f"{task.name}-{name}-d{shape.hidden_size}-s0", name, task.name,
                                 shape.hidden_size, 0, solved_config(MODELS[name], shape), task.training,
                                 f"{work}/{size_name}/data/{synthetic_folder(task)}"))
+    for run in list(runs):
+        if run.model in FAMILIES and run.task in ("lm", "mqar") and run.seed == 0:
+            for rate in size.rates:
+                runs.append(replace(run, round=RATES_ROUND, name=run.name.removesuffix("s0") + f"r{rate:g}-s0",
+                                    training=replace(run.training, learning_rate=rate)))
     return sorted(runs, key=lambda run: run.round)
 
 

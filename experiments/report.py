@@ -155,6 +155,32 @@ def accuracy_table(records: list[dict], label: Callable[[dict], str], column: Ca
     )
 
 
+def rate_of(record: dict) -> float:
+    return record["train_file"]["learning_rate"]
+
+
+def rate_rows(records: list[dict], length: int) -> list[str]:
+    """A table of losses, a row a model and a column a learning rate; nothing of models that have but one."""
+    rates = sorted({rate_of(r) for r in records})
+    groups = grouped(records, lambda r: r["model"])
+    rows = []
+    for name in ordered(groups):
+        by_rate = {rate_of(r): r for r in groups[name]}
+        if len(by_rate) > 1:
+            cells = ["—" if rate not in by_rate else "failed" if by_rate[rate]["status"] != "done"
+                     else f"{loss_at(by_rate[rate], length, 'data'):.3f}" for rate in rates]
+            rows.append([MODELS[name].title, *cells])
+    return table(["model", *(f"{rate:g}" for rate in rates)], rows) if rows else []
+
+
+def best_rates(records: list[dict]) -> list[dict]:
+    """Of each model and width the record with the best mean accuracy."""
+    def mean(record: dict) -> float:
+        values = [metric(result, "acc") for result in settings_of(record, record["task"])]
+        return sum(values) / len(values)
+    return [max(group, key=mean) for group in grouped(records, lambda r: (r["model"], r["width"])).values()]
+
+
 def curve(record: dict) -> list[tuple[float, float]]:
     """The training losses, smoothed."""
     points, mean = [], None
@@ -192,6 +218,8 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
         raise SystemExit(f"{raw}: holds no records; experiments.compare makes them")
     size = SIZES[size_name]
     length = size.training.length
+    usual = {"lm": size.training.learning_rate, **{t.name: t.training.learning_rate for t in size.synthetic}}
+    at_any_rate, records = records, [r for r in records if rate_of(r) == usual[r["task"]]]
     language = [r for r in records if r["task"] == "lm"]
     hardware = sorted({r["hardware"] for r in records})
     training = size.training
@@ -233,6 +261,10 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
                      f"better than MDN. Two seeds of one model differ by up to {beyond:.3f}; a mean within that is no "
                      "difference that these runs can show.", "",
                      *table(["model", "seeds", f"at {length}", f"at {4 * length}", "beyond the seeds' spread"], rows)]
+        rows = rate_rows([r for r in at_any_rate if r["task"] == "lm" and r["seed"] == 0], length)
+        if rows:
+            text += ["### Learning rates", "",
+                     f"The loss at {length} of seed 0 by learning rate; everything else is as above.", "", *rows]
     recall = [r for r in records if r["task"] == "mqar" and r["status"] == "done"]
     if recall:
         text += ["## Multi-query associative recall", "",
@@ -240,6 +272,11 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
                  "settings and evaluated on each.", "",
                  *accuracy_table(recall, lambda r: f", width {r['width']:03d}",
                                  lambda x: f"{x['settings']['pairs']} / {x['settings']['length']}", {"mqar"})]
+        chosen = best_rates([r for r in at_any_rate if r["task"] == "mqar" and r["status"] == "done"])
+        if any(rate_of(r) != usual["mqar"] for r in chosen):
+            text += ["The same with the learning rate, of those run, at which a model's mean over the settings is best:", "",
+                     *accuracy_table(chosen, lambda r: f", width {r['width']:03d}, rate {rate_of(r):g}",
+                                     lambda x: f"{x['settings']['pairs']} / {x['settings']['length']}", {"mqar"})]
     tracking = [r for r in records if r["task"] in ("parity", "s3", "s5") and r["status"] == "done"]
     if tracking:
         text += ["## State tracking", "",
@@ -253,6 +290,7 @@ def write_report(size_name: str, raw: Path, page: Path) -> None:
                  f"trained on rows of {length}.", "",
                  *accuracy_table(language, lambda r: "", lambda x: f"{task_name(x)} / {x['settings']['length']}",
                                  {"niah_single_1", "niah_single_2"})]
+    records = at_any_rate
     present = {r["name"] for r in records}
     missing = [run.name for run in make_plan(size_name) if run.name not in present]
     failed = [f"`{r['name']}`: {r['error']}" for r in records if r["status"] != "done"]

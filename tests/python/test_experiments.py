@@ -48,13 +48,16 @@ def test_runs_of_a_task_have_equal_parameters_tokens_and_recipe(size):
     for group in groups.values():
         counts = [run.parameters for run in group]
         assert max(counts) <= 1.02 * min(counts), {run.name: run.parameters for run in group}
-        recipes = set()
+        recipes, rates = set(), {}
         for run in group:
             file = run.train_file("out", "cuda")
+            rate = file.pop("learning_rate")
             for key in ("model", "seed", "data_seed"):
                 del file[key]
             recipes.add(json.dumps(file, sort_keys=True))
+            rates.setdefault(rate, set()).add(run.model)
         assert len(recipes) == 1
+        assert list(rates) and all(models == set(plan.FAMILIES) for models in list(rates.values())[1:])
         assert len({run.config["vocab_size"] for run in group}) == 1
         seeds = {run.seed for run in group}
         assert all(run.train_file("out", "cuda")["data_seed"] == run.seed for run in group) and 0 in seeds
@@ -119,7 +122,7 @@ def made_up_record(run, loss):
         "train": {"tokens": 1000, "seconds": 10, "tokens_per_second": 12345, "skipped_steps": 0,
                   "train_curve": [[100 * i, loss + 3 / i] for i in range(1, 11)], "held_out_curve": [[10, loss]],
                   "held_out_loss": loss},
-        "train_file": {"model": run.config}, "seconds": 10, "train_seconds": 8, "eval_seconds": 2,
+        "train_file": run.train_file("out", "cpu"), "seconds": 10, "train_seconds": 8, "eval_seconds": 2,
         "eval": {"dtype": "float32", "results": results},
     }
 
@@ -166,6 +169,25 @@ def test_report_tells_all_that_the_records_hold(results):
     for picture in re.findall(r"\]\((.*?\.svg)\)", text):
         root = ElementTree.parse(results.parent / picture).getroot()
         assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) >= 2
+
+
+def test_report_compares_learning_rates(results):
+    for name, rate, value in (("lm-mdn-s0", 0.1, 1.875), ("mqar-gdn-d32-s0", 0.1, 0.75)):
+        record = json.loads((results / "raw" / f"{name}.json").read_text())
+        record["train_file"]["learning_rate"] = rate
+        if record["task"] == "lm":
+            record["eval"]["results"] = [perplexity(128, value, data="d")]
+        else:
+            record["eval"]["results"] = [accuracy("mqar", value, pairs=4, length=64)]
+        record["name"] = name.replace("-s0", f"-r{rate}-s0")
+        (results / "raw" / f"{record['name']}.json").write_text(json.dumps(record))
+    report.write_report("tiny", results / "raw", results.with_suffix(".md"))
+    text = results.with_suffix(".md").read_text()
+    assert row_of(text, "MDN").split("|")[3].strip() == "2"  # seeds: other rates are not among them
+    assert row_of(text[text.index("### Learning rates"):], "MDN") == "| MDN | 2.000 | 1.875 |"
+    assert "| GDN, width 032 | 50.0 | 12.5 |" in text
+    assert "| GDN, width 032, rate 0.1 | 75.0 | — |" in text
+    assert "| MDN, width 032, rate 0.002 | 50.0 | 12.5 |" in text
 
 
 def test_report_takes_in_what_was_typed(results):
