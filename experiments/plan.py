@@ -90,6 +90,7 @@ class Synthetic:
     shapes: list[Shape]
     training: Training
     models: list[str]
+    rates: list[float] = field(default_factory=list)  # other learning rates, which every family is run with
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,12 @@ class Size:
     needles: list[int]  # lengths
     examples: int  # of each evaluation that is made up
     limit: int  # of documents that losses are measured on; 0: all held out
-    rates: list[float]  # other learning rates, which every family's language model and recall are run with
+    rates: list[float]  # other learning rates, which every family's language model is run with
     assumed_rate: float  # tokens/s of the Transformer, for estimates before there are measured ones
 
 
-def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int, models: list[str]) -> Synthetic:
+def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int, models: list[str],
+          rates: list[float]) -> Synthetic:
     """Zoology's settings: pairs and lengths of training, more lengths in evaluation."""
     settings = [s for s in ((4, 64), (8, 128), (16, 256), (32, 256), (64, 256)) if s[1] <= longest]
     tests = [s for s in ((4, 64), (8, 64), (16, 64), (32, 128), (64, 256)) if s[1] <= longest]
@@ -117,7 +119,7 @@ def _mqar(widths: list[int], tokens: int, examples: int, rows: int, longest: int
         [f"mqar:pairs={pairs},length={length},vocab={vocab}" for pairs, length in tests],
         [Shape(w, 2, 4, vocab, head_dim=min(64, w // 2), state_size=min(64, w // 2), mamba2_head_dim=min(64, w),
                attention_head_dim=min(64, w // 2)) for w in widths],
-        Training(tokens, rows, longest, 2e-3), models,
+        Training(tokens, rows, longest, 2e-3), models, rates,
     )
 
 
@@ -146,25 +148,25 @@ SIZES = {
         Shape(64, 2, 4, 256, head_dim=32, state_size=32, attention_head_dim=32),
         Training(16_384, 8, 128, 3e-3, eval_tokens=4096, checkpoints=4), "bytes",
         [list(FAMILIES), ["mdn", "gdn"], ["mdn_no_momentum"]],
-        [_mqar([32], 16_384, 200, 16, 64, ["mdn", "gdn"]), _state("parity", 32, 16_384, 200, 16, 32, ["mdn", "gdn"])],
+        [_mqar([32], 16_384, 200, 16, 64, ["mdn", "gdn"], []), _state("parity", 32, 16_384, 200, 16, 32, ["mdn", "gdn"])],
         [512], 8, 8, [], 20_000,
     ),
     # Two H200s, 20 minutes.
     "small": Size(
         Shape(384, 8, 16, 16_384),
         Training(50_000_000, 32, 1024, 2e-3), "bpe16384", _ROUNDS,
-        [_mqar([32, 64, 128], 60_000_000, 47_000, 64, 256, _RECALL),
+        [_mqar([32, 64, 128], 60_000_000, 47_000, 64, 256, _RECALL, [4e-3, 1e-3]),
          *(_state(name, 128, 30_000_000, 470_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
-        [512, 1024, 2048], 200, 0, [4e-3, 1e-3], 500_000,
+        [512, 1024, 2048], 200, 0, [4e-3, 8e-3], 500_000,
     ),
     # Several GPUs or hours.
     "medium": Size(
         Shape(512, 12, 24, 16_384),
         Training(200_000_000, 64, 1024, 1.5e-3, checkpoints=4), "bpe16384",
         [*_ROUNDS, list(FAMILIES), _PARTS, list(HYBRIDS), _EXTENSIONS],
-        [_mqar([32, 64, 128, 256], 200_000_000, 160_000, 64, 256, _TRACKING),
+        [_mqar([32, 64, 128, 256], 200_000_000, 160_000, 64, 256, _TRACKING, [4e-3, 1e-3]),
          *(_state(name, 128, 50_000_000, 800_000, 256, 64, _TRACKING) for name in ("parity", "s3", "s5"))],
-        [512, 1024, 2048, 4096], 500, 0, [3e-3, 7.5e-4], 250_000,
+        [512, 1024, 2048, 4096], 500, 0, [3e-3, 6e-3], 250_000,
     ),
 }
 
@@ -290,11 +292,11 @@ def make_plan(size_name: str, corpus: str = "out/corpus", work: str = "out/compa
                 runs.append(Run(SYNTHETIC_ROUND, f"{task.name}-{name}-d{shape.hidden_size}-s0", name, task.name,
                                 shape.hidden_size, 0, solved_config(MODELS[name], shape), task.training,
                                 f"{work}/{size_name}/data/{synthetic_folder(task)}"))
-    for run in list(runs):
-        if run.model in FAMILIES and run.task in ("lm", "mqar") and run.seed == 0:
-            for rate in size.rates:
-                runs.append(replace(run, round=RATES_ROUND, name=run.name.removesuffix("s0") + f"r{rate:g}-s0",
-                                    training=replace(run.training, learning_rate=rate)))
+    rates = {"lm": size.rates, **{task.name: task.rates for task in size.synthetic}}
+    for run in [run for run in runs if run.model in FAMILIES and run.seed == 0]:
+        for rate in rates[run.task]:
+            runs.append(replace(run, round=RATES_ROUND, name=run.name.removesuffix("s0") + f"r{rate:g}-s0",
+                                training=replace(run.training, learning_rate=rate)))
     return sorted(runs, key=lambda run: run.round)
 
 

@@ -92,6 +92,7 @@ def language_rows(records: list[dict], names: list[str], length: int) -> list[li
             rows.append([MODELS[name].title, f"{group[0]['parameters']:,}", "0 (failed)"] + ["—"] * 7)
             continue
         failed = len(group) - len(done)
+        memory = [r["peak_memory_bytes"] for r in done if r["peak_memory_bytes"]]
         seeds = str(len(done)) + (f" (and {failed} failed)" if failed else "")
         rows.append([
             MODELS[name].title, f"{done[0]['parameters']:,}", seeds,
@@ -101,7 +102,7 @@ def language_rows(records: list[dict], names: list[str], length: int) -> list[li
             spread([loss_at(r, 4 * length, "file") for r in done]),
             spread([bits_a_byte(r, length) for r in done]),
             f"{sum(r['train']['tokens_per_second'] for r in done) / len(done):,.0f}",
-            f"{max(r['peak_memory_bytes'] for r in done) / 2**30:.2f}",
+            f"{max(memory) / 2**30:.2f}" if memory else "—",
         ])
     return rows
 

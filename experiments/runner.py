@@ -220,8 +220,9 @@ def carry_out(program: Program, run: Run, size: Size, device: str, together: int
             data.make(run.task)
             start = time.monotonic()  # the data are there for all
         record["data_manifest_sha256"] = sha256_of(program.root / run.data / "manifest.json")
-        record["train_seconds"], record["peak_memory_bytes"] = program.measured(
-            log, device, "train", f"{out}/train.json", "--resume")
+        trained = (folder / f"step-{run.training.steps:08d}").exists()  # by an earlier call
+        record["train_seconds"], memory = program.measured(log, device, "train", f"{out}/train.json", "--resume")
+        record["peak_memory_bytes"] = None if trained else memory
         record["train"] = read_metrics(folder / "metrics.jsonl")
         results = f"{out}/eval.json"
         record["eval_seconds"], _ = program.measured(
