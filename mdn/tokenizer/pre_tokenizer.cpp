@@ -8,6 +8,7 @@
 #include <span>
 
 #include "mdn/core/error.h"
+#include "mdn/tokenizer/regex_translation.h"
 #include "mdn/tokenizer/utf8.h"
 
 namespace mdn {

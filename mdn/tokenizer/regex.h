@@ -1,15 +1,4 @@
 // The regular expressions of tokenizer.json, run by PCRE2.
-//
-// Those patterns are written for Oniguruma (Ruby syntax) with Unicode 16, so they are rewritten
-// before PCRE2 compiles them:
-//   \s \S             the property White_Space (PCRE2's would add U+180E)
-//   \d \w \h, \b \B   as Oniguruma defines them
-//   \p{L} ...         general categories, and the characters newer than PCRE2's tables added
-//   \p{Han} ...       a script itself; PCRE2's is the script's extensions
-//   ^ $               at every line
-//   {n,m}+            a repeated repetition, where PCRE2 would not give back
-// What cannot be rewritten faithfully (class intersections, nested classes, POSIX brackets, inline
-// options but i, \R, \X, \K, calls and back-references, \p{C}) is an error that names it.
 #pragma once
 
 #include <cstddef>
@@ -20,16 +9,10 @@
 
 namespace mdn {
 
-/// The PCRE2 pattern for an Oniguruma one. `place` opens error messages.
-std::string translate_regex(std::string_view pattern, const std::string& place);
-
-/// The pattern that matches `text` and nothing else.
-std::string escape_regex(std::string_view text);
-
 /// A compiled pattern. Threads may share it; each uses a Matcher of its own.
 class Regex {
  public:
-  /// An Oniguruma pattern; see translate_regex.
+  /// An Oniguruma pattern, rewritten by regex_translation.h.
   Regex(std::string_view pattern, const std::string& place);
   ~Regex();
   Regex(Regex&&) noexcept;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "mdn/tokenizer/regex_translation.h"
 #include "tests/io/scratch.h"
 
 namespace mdn {
