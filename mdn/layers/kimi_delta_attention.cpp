@@ -34,11 +34,13 @@ KimiGates kimi_gates(const KimiDeltaAttentionOptions& o, const KimiDeltaAttentio
                      const Projected& x) {
   const at::Tensor raw = project(x(w.f_proj_0), w.f_proj_1);
   const auto type = gate_type(raw);
-  const at::Tensor f = raw.to(type) + w.dt_bias.to(type);
+  const at::Tensor f =
+      (raw.to(type) + w.dt_bias.to(type)).unflatten(-1, {o.num_value_heads, o.head_dim});
   const at::Tensor rate = w.A_log.to(type).exp().unsqueeze(-1);  // [HV, 1]
   const at::Tensor beta = x(w.b_proj).to(type).sigmoid();
-  return {.alpha = (-rate * at::softplus(f).unflatten(-1, {o.num_value_heads, o.head_dim})).exp(),
-          .beta = o.allow_neg_eigval ? 2 * beta : beta};
+  const at::Tensor log_alpha =
+      o.lower_bound ? *o.lower_bound * (rate * f).sigmoid() : -rate * at::softplus(f);
+  return {.alpha = log_alpha.exp(), .beta = o.allow_neg_eigval ? 2 * beta : beta};
 }
 
 LayerParts KimiDeltaAttention::parts() const {

@@ -56,7 +56,8 @@ struct CombaOptions : HeadOptions {
 };
 
 struct KimiDeltaAttentionOptions : HeadOptions {
-  bool allow_neg_eigval = false;  // beta in (0, 2)
+  bool allow_neg_eigval = false;      // beta in (0, 2)
+  std::optional<double> lower_bound;  // of log alpha, which then comes from a sigmoid
 };
 
 struct Mamba2Options {

@@ -158,7 +158,8 @@ layers::KimiDeltaAttention kimi_delta_attention(Walk& walk, const Config& c) {
   const auto& o = c.kimi_delta_attention;
   const int64_t D = c.hidden_size, HV = o.num_value_heads, rank = o.value_dim;
   layers::KimiDeltaAttentionWeights w;
-  w.A_log = walk.log_uniform("A_log", HV, 1, 16);
+  w.A_log = c.kda_rates_start_at_one ? walk.vector("A_log", HV, Init::kZeros)
+                                     : walk.log_uniform("A_log", HV, 1, 16);
   w.dt_bias = walk.dt("dt_bias", HV * o.head_dim);
   projections(walk, o, D, w.qkv);
   convolutions(walk, o, w.qkv);
@@ -200,8 +201,8 @@ layers::Mamba2 mamba2(Walk& walk, const Config& c) {
   return {o, w};
 }
 
-layers::Attention attention(Walk& walk, const Config& c) {
-  const auto& o = c.attention;
+layers::Attention attention(Walk& walk, const Config& c, int64_t layer) {
+  const auto& o = c.attention.at(layer);
   const int64_t D = c.hidden_size, kv = o.num_kv_heads * o.head_dim;
   layers::AttentionWeights w;
   const auto projection = [&](const char* name, int64_t out, at::Tensor& weight, at::Tensor& bias) {
@@ -221,12 +222,12 @@ layers::Attention attention(Walk& walk, const Config& c) {
   return {o, w};
 }
 
-layers::Mixer mixer(Walk& walk, const Config& c, MixerKind kind) {
-  switch (kind) {
+layers::Mixer mixer(Walk& walk, const Config& c, size_t layer) {
+  switch (c.layers[layer]) {
     case MixerKind::kMomentumDeltaNet:
       return momentum_deltanet(walk, c);
     case MixerKind::kAttention:
-      return attention(walk, c);
+      return attention(walk, c, static_cast<int64_t>(layer));
     case MixerKind::kGatedDeltaNet:
       return gated_deltanet(walk, c);
     case MixerKind::kComba:
@@ -265,7 +266,7 @@ DecoderWeights walk_weights(const Config& c, const std::function<at::Tensor(Weig
     walk.at(layer, "norms");
     block.attn_norm = walk.vector(names.attn_norm, D, Init::kOnes);
     walk.at(layer + names.mixer, name_of(c.layers[i]));
-    block.mixer = mixer(walk, c, c.layers[i]);
+    block.mixer = mixer(walk, c, i);
     if (I > 0) {
       walk.at(layer, "norms");
       block.mlp_norm = walk.vector("mlp_norm.weight", D, Init::kOnes);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <string_view>
 #include <tuple>
 
 #include "mdn/core/error.h"
@@ -31,10 +32,11 @@ layers::AttentionOptions parse_attention(Keys& keys, int64_t hidden_size, int64_
   return a;
 }
 
-void parse_common(Keys& keys, Config& c, double norm_eps = 1e-6) {
+void parse_common(Keys& keys, Config& c, const std::string& eps_key = "norm_eps",
+                  double norm_eps = 1e-6) {
   c.vocab_size = keys.integer("vocab_size", 32000, 1, kMaxSize);
   c.hidden_size = keys.integer("hidden_size", 2048, 1, kMaxSize);
-  c.norm_eps = keys.number("norm_eps", norm_eps, 0, 1);
+  c.norm_eps = keys.number(eps_key, norm_eps, 0, 1);
   c.initializer_range = keys.number("initializer_range", 0.02, 0, 1e3);
   c.tie_word_embeddings = keys.boolean("tie_word_embeddings", false);
   c.bos_token_id = keys.token("bos_token_id", c.vocab_size);
@@ -75,20 +77,20 @@ void parse_heads(Keys& keys, const Config& c, const layers::HeadOptions& default
   o.norm_eps = c.norm_eps;
 }
 
-// `layers` entries of `mixer`, of which `attn` turns some into attention.
+// `layers` entries of `mixer`, of which `attn`, or each of a list of such, turns some into attention.
 void parse_layers(Keys& keys, Config& c, MixerKind mixer, int64_t default_count) {
   const int64_t count = keys.integer("num_hidden_layers", default_count, 1, 100000);
   c.layers.assign(static_cast<size_t>(count), mixer);
-  if (!keys.has("attn")) {
-    return;
+  for (const JsonObject& attn : keys.objects("attn")) {
+    Keys sub(attn.json(), attn.place());
+    const layers::AttentionOptions options = parse_attention(sub, c.hidden_size, 0);
+    for (int64_t index : sub.integers("layers", 0, count - 1)) {
+      MDN_CHECK(c.attention.emplace(index, options).second, "{}: layers names layer {} twice",
+                keys.place(), index);
+      c.layers[static_cast<size_t>(index)] = MixerKind::kAttention;
+    }
+    sub.finish();
   }
-  const JsonObject attn = keys.object("attn");
-  Keys sub(attn.json(), attn.place());
-  c.attention = parse_attention(sub, c.hidden_size, 0);
-  for (int64_t index : sub.integers("layers", 0, count - 1)) {
-    c.layers[static_cast<size_t>(index)] = MixerKind::kAttention;
-  }
-  sub.finish();
 }
 
 // Keys of this program alone, whose defaults are the published layer (docs/momentum.md).
@@ -162,13 +164,18 @@ void parse_kda(Keys& keys, Config& c) {
   parse_heads(keys, c, {.num_heads = 16, .head_dim = 128}, 1.0, k);
   k.allow_neg_eigval = keys.boolean("allow_neg_eigval", false);
   keys.accept("use_gate");  // published; the layer always has its gate
-  keys.only("safe_gate", false);
-  keys.only("lower_bound", nullptr);
+  if (keys.has("lower_bound")) {
+    k.lower_bound = keys.number("lower_bound", 0, -1e30, -1e-30);
+  }
+  // Lets the published kernels rely on the bound; for the model it says how A_log starts.
+  c.kda_rates_start_at_one = keys.boolean("safe_gate", false);
+  MDN_CHECK(!c.kda_rates_start_at_one || k.lower_bound,
+            "{}: safe_gate is true, which needs a lower_bound", keys.place());
   parse_layers(keys, c, MixerKind::kKimiDeltaAttention, 24);
 }
 
 void parse_mamba2(Keys& keys, Config& c) {
-  parse_common(keys, c, 1e-5);
+  parse_common(keys, c, keys.either("norm_eps", "layer_norm_epsilon"), 1e-5);
   // Unlike the other families' embeddings, the published class's have no padding row.
   c.pad_token_id = std::nullopt;
   c.residual_in_fp32 = keys.boolean("residual_in_fp32", true);
@@ -217,11 +224,35 @@ void parse_mamba2(Keys& keys, Config& c) {
 void parse_transformer(Keys& keys, Config& c) {
   parse_common(keys, c);
   parse_mlp(keys, c);
-  c.attention = parse_attention(keys, c.hidden_size, 32);
-  c.attention.qk_norm = keys.boolean("qk_norm", false);
+  layers::AttentionOptions options = parse_attention(keys, c.hidden_size, 32);
+  options.qk_norm = keys.boolean("qk_norm", false);
   keys.only("attention_bias", false);
   const int64_t count = keys.integer("num_hidden_layers", 24, 1, 100000);
   c.layers.assign(static_cast<size_t>(count), MixerKind::kAttention);
+  for (int64_t layer = 0; layer < count; ++layer) {
+    c.attention[layer] = options;
+  }
+}
+
+// Python writes an infinite number as a bare Infinity, which JSON does not have; newer versions of
+// the published library as {"__float__": "Infinity"}. The latter in place of the former.
+std::string with_infinities_as_json(const std::string& text) {
+  constexpr std::string_view kWord = "Infinity";
+  std::string out;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (!in_string && text.compare(i, kWord.size(), kWord) == 0 && (i == 0 || text[i - 1] != '-')) {
+      out += R"({"__float__": "Infinity"})";
+      i += kWord.size() - 1;
+      continue;
+    }
+    in_string = in_string != (text[i] == '"');
+    out += text[i];
+    if (in_string && text[i] == '\\' && i + 1 < text.size()) {
+      out += text[++i];
+    }
+  }
+  return out;
 }
 
 using Parse = void (*)(Keys&, Config&);
@@ -256,7 +287,8 @@ const char* name_of(MixerKind kind) {
 }
 
 Config parse_config(const std::string& text, const std::string& name) {
-  const Json document = parse_json(text, name);
+  const std::string json = with_infinities_as_json(text);
+  const Json document = parse_json(json, name);
   Keys keys(document, name);
   for (const std::string& key : ignored_keys()) {
     keys.accept(key);
@@ -266,7 +298,7 @@ Config parse_config(const std::string& text, const std::string& name) {
     families += fmt::format("{}{}", families.empty() ? "" : ", ", family);
   }
   Config c;
-  c.json = text;
+  c.json = json;
   MDN_CHECK(keys.has("model_type"), "{}: 'model_type' is missing; supported: {}", name, families);
   c.model_type = keys.string("model_type", "", {});
   for (const auto& [family, parse] : kFamilies) {

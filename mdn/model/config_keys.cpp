@@ -87,6 +87,21 @@ std::optional<int64_t> Keys::token(const std::string& key, int64_t vocab_size) {
   return n >= 0 && n < vocab_size ? std::optional(n) : std::nullopt;
 }
 
+std::vector<JsonObject> Keys::objects(const std::string& key) {
+  if (!has(key)) {
+    return {};
+  }
+  const Json& value = object_.json().at(key);
+  if (!value.is_array()) {
+    return {object_.object(key)};
+  }
+  std::vector<JsonObject> list;
+  for (size_t i = 0; i < value.size(); ++i) {
+    list.emplace_back(value[i], fmt::format("{}: {}[{}]", place(), key, i));
+  }
+  return list;
+}
+
 std::pair<double, double> Keys::range(const std::string& key, std::pair<double, double> otherwise) {
   if (!has(key)) {
     return otherwise;

@@ -47,7 +47,8 @@ class Keys {
                      std::initializer_list<std::string_view> allowed) {
     return see(key).string_or(key, otherwise, allowed);
   }
-  JsonObject object(const std::string& key) { return see(key).object(key); }
+  /// An object, or each object of a list; none where the key is absent or null.
+  std::vector<JsonObject> objects(const std::string& key);
 
   /// A token id: an integer, or, as some configs have it for eos, a list whose first entry counts.
   /// An id outside the vocabulary (configs of small ones keep the default ids) means "none".

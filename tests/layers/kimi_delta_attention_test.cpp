@@ -11,6 +11,7 @@ struct Case {
   const char* name;
   int64_t H = 2, HV = 2, V = 4;
   bool conv = true, negative = false;
+  std::optional<double> lower_bound = std::nullopt;
 };
 
 constexpr int64_t kHidden = 12, kKey = 6, kWidth = 3;
@@ -25,6 +26,7 @@ KimiDeltaAttention make_layer(const Case& c) {
   o.use_short_conv = c.conv;
   o.conv_size = kWidth;
   o.allow_neg_eigval = c.negative;
+  o.lower_bound = c.lower_bound;
   Normal normal(11);
   w.qkv.q_proj = normal({o.keys(), kHidden});
   w.qkv.k_proj = normal({o.keys(), kHidden});
@@ -83,7 +85,10 @@ at::Tensor by_formulas(const KimiDeltaAttention& layer, const at::Tensor& x) {
     for (int64_t j = 0; j < HV; ++j) {
       at::Tensor& s = S[static_cast<size_t>(j)];
       const at::Tensor key = unit(k[t][j / (HV / H)]), query = unit(q[t][j / (HV / H)]);
-      s = (-w.A_log[j].exp() * at::softplus(f[t][j])).exp().unsqueeze(1) * s;
+      const at::Tensor rate = w.A_log[j].exp();
+      const at::Tensor log_alpha = o.lower_bound ? *o.lower_bound * (rate * f[t][j]).sigmoid()
+                                                 : -rate * at::softplus(f[t][j]);
+      s = log_alpha.exp().unsqueeze(1) * s;
       s = s + beta[t][j] * at::outer(key, v[t][j] - s.t().matmul(key));
       const at::Tensor out = s.t().matmul(query) / std::sqrt(double(kKey));
       heads.push_back(out / (out.square().mean() + o.norm_eps).sqrt() * w.output.o_norm *
@@ -113,7 +118,8 @@ INSTANTIATE_TEST_SUITE_P(
     Layers, KimiDeltaAttentionLayer,
     testing::Values(Case{.name = "published"}, Case{.name = "grouped_values", .HV = 6, .V = 3},
                     Case{.name = "no_convolution", .conv = false},
-                    Case{.name = "negative_eigenvalues", .HV = 4, .negative = true}),
+                    Case{.name = "negative_eigenvalues", .HV = 4, .negative = true},
+                    Case{.name = "bounded_decay", .lower_bound = -5.0}),
     [](const testing::TestParamInfo<Case>& test) { return test.param.name; });
 
 }  // namespace

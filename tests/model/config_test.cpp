@@ -79,9 +79,10 @@ TEST(Config, RivalsHaveTheirOwnKeys) {
   EXPECT_TRUE(comba.comba.gate);  // the published JSON's use_gate is ignored by its layer
   const Config transformer =
       parse_config(R"({"model_type": "transformer", "window_size": 16, "qk_norm": true})", "c");
-  EXPECT_EQ(transformer.attention.num_heads, 32);
-  EXPECT_EQ(transformer.attention.window_size, 16);
-  EXPECT_TRUE(transformer.attention.qk_norm);
+  EXPECT_EQ(transformer.attention.size(), 24u);
+  EXPECT_EQ(transformer.attention.at(23).num_heads, 32);
+  EXPECT_EQ(transformer.attention.at(0).window_size, 16);
+  EXPECT_TRUE(transformer.attention.at(0).qk_norm);
   EXPECT_EQ(transformer.layers, std::vector<MixerKind>(24, MixerKind::kAttention));
   EXPECT_THAT(error_of(R"({"model_type": "transformer", "head_dim": 64})"), HasSubstr("head_dim"));
   EXPECT_THAT(error_of(R"({"model_type": "transformer", "attention_bias": true})"),
@@ -96,8 +97,18 @@ TEST(Config, KdaKeepsItsGate) {
   EXPECT_EQ(kda.kimi_delta_attention.num_heads, 16);
   EXPECT_EQ(kda.kimi_delta_attention.value_dim, 128);
   EXPECT_EQ(kda.layers, std::vector<MixerKind>(24, MixerKind::kKimiDeltaAttention));
+}
+
+TEST(Config, KdaDecayMayBeBounded) {
+  const auto bounded = parse_config(R"({"model_type": "kda", "lower_bound": -5})", "c");
+  EXPECT_EQ(bounded.kimi_delta_attention.lower_bound, -5.0);
+  EXPECT_FALSE(bounded.kda_rates_start_at_one);
+  const auto safe =
+      parse_config(R"({"model_type": "kda", "safe_gate": true, "lower_bound": -3.5})", "c");
+  EXPECT_EQ(safe.kimi_delta_attention.lower_bound, -3.5);
+  EXPECT_TRUE(safe.kda_rates_start_at_one);
   EXPECT_THAT(error_of(R"({"model_type": "kda", "safe_gate": true})"), HasSubstr("safe_gate"));
-  EXPECT_THAT(error_of(R"({"model_type": "kda", "lower_bound": -5})"), HasSubstr("lower_bound"));
+  EXPECT_THAT(error_of(R"({"model_type": "kda", "lower_bound": 5})"), HasSubstr("lower_bound"));
 }
 
 TEST(Config, Mamba2HasTwoNamesForSomeKeys) {
@@ -118,6 +129,7 @@ TEST(Config, Mamba2HasTwoNamesForSomeKeys) {
   EXPECT_EQ(limited.mamba2.dt_limit_low, 0.1);
   EXPECT_TRUE(std::isinf(limited.mamba2.dt_limit_high));
   EXPECT_EQ(parse(R"(, "dt_limit": [0.1, 2])").mamba2.dt_limit_high, 2);
+  EXPECT_EQ(parse(R"(, "layer_norm_epsilon": 0.001)").mamba2.norm_eps, 0.001);
 
   const auto error = [](const std::string& keys) {
     return error_of(R"({"model_type": "mamba2")" + keys + "}");
@@ -133,6 +145,21 @@ TEST(Config, Mamba2HasTwoNamesForSomeKeys) {
   EXPECT_THAT(error(R"(, "dt_limit": [-1, 1])"), HasSubstr("dt_limit"));
   EXPECT_THAT(error(R"(, "A_init_range": [0, 16])"), HasSubstr("A_init_range"));
   EXPECT_THAT(error(R"(, "hidden_ratio": 4)"), HasSubstr("hidden_ratio"));
+}
+
+TEST(Config, ABareInfinityIsReadAsPythonWritesIt) {
+  const Config c = parse_config(
+      R"({"model_type": "mamba2", "_name_or_path": "\\\"Infinity", "dt_limit": [0.0, Infinity]})",
+      "c");
+  EXPECT_TRUE(std::isinf(c.mamba2.dt_limit_high));
+  // What a checkpoint writes is JSON.
+  const Json again = parse_json(c.json, "c");
+  EXPECT_EQ(again.at("_name_or_path"), "\\\"Infinity");
+  EXPECT_EQ(again.at("dt_limit").at(1).at("__float__"), "Infinity");
+  EXPECT_THAT(error_of(R"({"model_type": "mamba2", "dt_limit": [-Infinity, 1]})"),
+              HasSubstr("not valid JSON"));
+  EXPECT_THAT(error_of(with("vocab_size", "256").insert(1, R"("norm_eps": Infinity, )")),
+              HasSubstr("norm_eps"));
 }
 
 TEST(Config, NullFloorMeansNone) {
@@ -160,6 +187,22 @@ TEST(Config, RefusesAndSaysWhy) {
   Json contradictory = Json::parse(gates);
   contradictory["use_gate"] = false;
   EXPECT_THAT(error_of(contradictory.dump()), HasSubstr("use_gate is false"));
+}
+
+TEST(Config, AttentionLayersMayDiffer) {
+  const Config c = parse_config(with("attn", R"([{"layers": [0], "num_heads": 2, "window_size": 8},
+                                                 {"layers": [1], "num_heads": 4}])"),
+                                "c");
+  EXPECT_EQ(c.layers, std::vector<MixerKind>(2, MixerKind::kAttention));
+  EXPECT_EQ(c.attention.at(0).window_size, 8);
+  EXPECT_EQ(c.attention.at(1).num_heads, 4);
+  EXPECT_FALSE(c.attention.at(1).window_size);
+  EXPECT_THAT(error_of(with("attn", R"([{"layers": [1], "num_heads": 2},
+                                        {"layers": [1], "num_heads": 4}])")),
+              HasSubstr("layer 1 twice"));
+  EXPECT_THAT(error_of(with("attn", R"([{"layers": [1], "num_heads": 2}, 3])")),
+              HasSubstr("attn[1]"));
+  EXPECT_THAT(error_of(with("attn", "3")), HasSubstr("attn"));
 }
 
 TEST(Config, AcceptsWhatHuggingFaceWrites) {

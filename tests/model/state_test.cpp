@@ -21,7 +21,9 @@ double relative(const at::Tensor& got, const at::Tensor& want) {
 
 Config config_of(const std::string& name, std::optional<int64_t> window = std::nullopt) {
   Config config = read_config(MDN_TEST_DATA "/goldens/" + name);
-  config.attention.window_size = window;
+  for (auto& [layer, options] : config.attention) {
+    options.window_size = window;
+  }
   return config;
 }
 
@@ -123,8 +125,10 @@ TEST(Decoder, OptionsThatTheGoldensLackRun) {
   config.momentum_deltanet.use_short_conv = false;
   config.momentum_deltanet.predict_with_alpha = false;
   config.momentum_deltanet.min_log_mu = std::nullopt;
-  config.attention.num_kv_heads = 1;
-  config.attention.qkv_bias = true;
+  for (auto& [layer, options] : config.attention) {
+    options.num_kv_heads = 1;
+    options.qkv_bias = true;
+  }
   at::NoGradGuard no_grad;
   const Decoder decoder = decoder_of(config);
   const at::Tensor ids = some_ids(2, 33);
@@ -139,9 +143,7 @@ TEST(Decoder, RivalsMixWithAttention) {
   for (const char* name : {"kda", "mamba2"}) {
     Config config = config_of(name);
     config.layers[1] = MixerKind::kAttention;
-    config.attention.num_heads = 4;
-    config.attention.num_kv_heads = 2;
-    config.attention.head_dim = config.hidden_size / 4;
+    config.attention[1] = {.num_heads = 4, .num_kv_heads = 2, .head_dim = config.hidden_size / 4};
     const Decoder decoder = decoder_of(config);
     const at::Tensor ids = some_ids(2, 33);
     DecoderState state = decoder.new_state();

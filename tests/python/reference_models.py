@@ -155,7 +155,9 @@ def kda(config, w, x):
     f = (x @ w["f_proj.0.weight"].T @ w["f_proj.1.weight"].T + w["dt_bias"]).unflatten(
         -1, (HV, K)
     )
-    decay = torch.exp(-w["A_log"].exp()[:, None] * F.softplus(f))
+    rate, bound = w["A_log"].exp()[:, None], config.get("lower_bound")
+    log_decay = -rate * F.softplus(f) if bound is None else bound * (rate * f).sigmoid()
+    decay = log_decay.exp()
     beta = torch.sigmoid(x @ w["b_proj.weight"].T)
     if config.get("allow_neg_eigval", False):
         beta = 2 * beta
@@ -240,7 +242,9 @@ def mamba2(config, w, x):
         )
         return grouped.flatten(-2) * w["norm.weight"]
 
-    if config.get("norm_before_gate"):
+    if not config.get("rmsnorm", True):
+        y = y * F.silu(z)
+    elif config.get("norm_before_gate"):
         y = norm(y) * F.silu(z)
     else:
         y = norm(y * F.silu(z))
@@ -271,7 +275,9 @@ def logits(config, weights, ids):
         keep = (torch.arange(len(embeddings)) != pad)[:, None]
         embeddings = torch.where(keep, embeddings, embeddings.detach())
     x = embeddings[ids]
-    attn = config.get("attn") or {"layers": []}
+    attn = config.get("attn") or []
+    specs = attn if isinstance(attn, list) else [attn]
+    attention_keys = {layer: spec for spec in specs for layer in spec["layers"]}
     for i in range(config["num_hidden_layers"]):
         w = below(weights, f"{root}.layers.{i}.")
         if family == "mamba2":
@@ -282,8 +288,8 @@ def logits(config, weights, ids):
         normed = rms_norm(x, w["attn_norm.weight"], eps)
         if family == "transformer":
             x = x + attention(config, below(w, "attn."), normed)
-        elif i in attn["layers"]:
-            keys = {**attn, "hidden_size": config["hidden_size"]}
+        elif i in attention_keys:
+            keys = {**attention_keys[i], "hidden_size": config["hidden_size"]}
             x = x + attention(keys, below(w, "attn."), normed)
         else:
             x = x + MIXERS[family](config, below(w, "attn."), normed)

@@ -20,6 +20,15 @@ TINY = {
     "intermediate_size": 40,
 }
 HEADLESS = {k: v for k, v in TINY.items() if k not in ("head_dim", "expand_v")}
+MAMBA2 = {
+    "model_type": "mamba2",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 12,
+    "head_dim": 16,
+    "norm_eps": 1e-5,
+}
 ATTENTION = {
     "layers": [1],
     "num_heads": 4,
@@ -51,6 +60,12 @@ VARIANTS = {
         "pad_token_id": 3,
     },
     "mdn_hybrid": {**TINY, "model_type": "momentum_deltanet", "attn": ATTENTION},
+    "mdn_two_kinds_of_attention": {
+        **TINY,
+        "model_type": "momentum_deltanet",
+        "num_hidden_layers": 3,
+        "attn": [{**ATTENTION, "layers": [2]}, {"layers": [0], "num_heads": 1}],
+    },
     "gdn_grouped": {**TINY, "model_type": "gated_deltanet", "num_v_heads": 4},
     "gdn_negative": {
         **TINY,
@@ -73,6 +88,42 @@ VARIANTS = {
         "use_short_conv": False,
         "attn": {"layers": [0], "num_heads": 2},
     },
+    "gdn_odd": {  # sizes that no kernel's block divides
+        "model_type": "gated_deltanet",
+        "vocab_size": 101,
+        "hidden_size": 30,
+        "num_hidden_layers": 1,
+        "num_heads": 3,
+        "head_dim": 10,
+        "expand_v": 1.5,
+        "hidden_ratio": 3,
+        "norm_eps": 1e-3,
+        "conv_size": 3,
+    },
+    "kda_grouped": {**TINY, "model_type": "kda", "num_v_heads": 4, "expand_v": 0.5},
+    "kda_bounded": {
+        **TINY,
+        "model_type": "kda",
+        "safe_gate": True,
+        "lower_bound": -5.0,
+        "tie_word_embeddings": True,
+    },
+    "kda_hybrid": {
+        **TINY,
+        "model_type": "kda",
+        "allow_neg_eigval": True,
+        "use_short_conv": False,
+        "attn": ATTENTION,
+    },
+    "mamba2_groups": {**MAMBA2, "n_groups": 2, "use_bias": True, "dt_limit": [0.3, 0.9]},
+    "mamba2_norm_first": {
+        **MAMBA2,
+        "n_groups": 4,
+        "norm_before_gate": True,
+        "use_conv_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "mamba2_bare": {**MAMBA2, "rmsnorm": False, "residual_in_fp32": False, "conv_kernel": 2},
     "transformer_window": {
         **HEADLESS,
         "model_type": "transformer",
