@@ -8,6 +8,7 @@
 
 #include "mdn/kernels/kimi_delta_rule.h"
 #include "mdn/ops/kimi_delta_rule_chunks.h"
+#include "mdn/ops/no_gradient.h"
 #include "mdn/ops/tensor.h"
 
 namespace mdn::ops {
@@ -21,16 +22,6 @@ constexpr const char* kOp = "kimi_delta_rule";
 
 at::ScalarType gate_type_of(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Kernels of the CUDA backend read 16 bytes at once; a view may start anywhere.
-Tensor aligned(const Tensor& x) {
-  const Tensor dense = x.contiguous();
-  const bool starts_well = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
-  return dense.is_cuda() && !starts_well ? dense.clone() : dense;
-}
-OptionalTensor aligned(const OptionalTensor& x) {
-  return x ? OptionalTensor(aligned(*x)) : std::nullopt;
 }
 
 // The tensors of a call, contiguous and checked, in the form every backend reads.
@@ -442,6 +433,7 @@ TORCH_LIBRARY_FRAGMENT(mdn, m) {
 
 TORCH_LIBRARY_IMPL(mdn, Autograd, m) {
   m.impl("kimi_delta_rule", with_autograd);
+  m.impl("kimi_delta_rule_step", torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
 }
 
 TORCH_LIBRARY_IMPL(mdn, Meta, m) {

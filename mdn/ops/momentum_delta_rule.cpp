@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/ops/no_gradient.h"
 #include "mdn/ops/tensor.h"
 
 namespace mdn::ops {
@@ -79,16 +80,16 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   check(initial_S, "initial_S", call.states_shape(), gate_type);
   check(initial_M, "initial_M", call.states_shape(), gate_type);
 
-  call.q = q.contiguous();
-  call.k = k.contiguous();
-  call.v = v.contiguous();
-  call.alpha = alpha.contiguous();
-  call.mu = contiguous(mu);
-  call.eta = eta.contiguous();
-  call.beta = beta.contiguous();
-  call.pi = contiguous(pi);
-  call.initial_S = contiguous(initial_S);
-  call.initial_M = contiguous(initial_M);
+  call.q = aligned(q);
+  call.k = aligned(k);
+  call.v = aligned(v);
+  call.alpha = aligned(alpha);
+  call.mu = aligned(mu);
+  call.eta = aligned(eta);
+  call.beta = aligned(beta);
+  call.pi = aligned(pi);
+  call.initial_S = aligned(initial_S);
+  call.initial_M = aligned(initial_M);
   return call;
 }
 
@@ -176,9 +177,10 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   check(d_o, "d_o", v.sizes(), v.scalar_type());
   check(d_final_S, "d_final_S", call.states_shape(), alpha.scalar_type());
   MDN_CHECK(mu || !d_final_M, "momentum_delta_rule_backward: d_final_M is given without mu");
+  check(saved, "saved", {static_cast<int64_t>(sizes.saved)}, at::kByte);
   check(d_final_M, "d_final_M", call.states_shape(), alpha.scalar_type());
-  const Tensor d_o_c = d_o.contiguous();
-  const OptionalTensor d_S = contiguous(d_final_S), d_M = contiguous(d_final_M);
+  const Tensor d_o_c = aligned(d_o);
+  const OptionalTensor d_S = aligned(d_final_S), d_M = aligned(d_final_M);
 
   const auto like = [](const OptionalTensor& x, const Tensor& options) {
     return x ? at::empty_like(*x) : at::empty({0}, options.options());
@@ -475,6 +477,7 @@ TORCH_LIBRARY_FRAGMENT(mdn, m) {
 
 TORCH_LIBRARY_IMPL(mdn, Autograd, m) {
   m.impl("momentum_delta_rule", with_autograd);
+  m.impl("momentum_delta_rule_step", torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
 }
 
 TORCH_LIBRARY_IMPL(mdn, Meta, m) {

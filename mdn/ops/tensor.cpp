@@ -12,6 +12,8 @@
 namespace mdn::ops {
 namespace {
 
+constexpr int64_t kKernelAlignment = 16;  // bytes that CUDA kernels read at once
+
 std::string list_text(at::IntArrayRef sizes) {
   return fmt::format("[{}]", fmt::join(sizes.begin(), sizes.end(), ", "));
 }
@@ -37,6 +39,13 @@ DType dtype_of(const char* op, at::ScalarType type) {
       MDN_THROW("{}: dtype {} is not supported; use float32, bfloat16, float16 (CUDA) or float64",
                 op, c10::toString(type));
   }
+}
+
+at::Tensor aligned(const at::Tensor& x) {
+  const at::Tensor dense = x.contiguous();
+  const bool starts_well =
+      reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % kKernelAlignment == 0;
+  return dense.is_cuda() && !starts_well ? dense.clone() : dense;
 }
 
 void TensorCheck::operator()(const at::Tensor& x, const char* name, at::IntArrayRef shape,
@@ -73,7 +82,6 @@ at::Tensor check_cu_seqlens(const char* op, const at::Tensor& cu_seqlens, int64_
 }
 
 std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last) {
-  constexpr int64_t kAlignment = 16;
   const auto element = static_cast<int64_t>(x.element_size());
   int64_t inner = 1, d = x.dim() - 1;
   bool lies = x.is_cuda();
@@ -86,8 +94,8 @@ std::optional<int64_t> row_stride(const at::Tensor& x, int64_t last) {
     lies = lies && (x.stride(d) == rows || x.size(d) == 1);
     rows *= x.size(d);
   }
-  lies = lies && inner == last && stride >= last && stride * element % kAlignment == 0 &&
-         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kAlignment == 0;
+  lies = lies && inner == last && stride >= last && stride * element % kKernelAlignment == 0 &&
+         reinterpret_cast<uintptr_t>(x.const_data_ptr()) % kKernelAlignment == 0;
   return lies ? std::optional(stride) : std::nullopt;
 }
 

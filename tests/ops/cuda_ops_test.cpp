@@ -13,6 +13,7 @@
 #include "mdn/ops/general_momentum_delta_rule.h"
 #include "mdn/ops/general_momentum_masks.h"
 #include "mdn/ops/kimi_delta_rule.h"
+#include "mdn/ops/momentum_delta_rule.h"
 #include "mdn/ops/momentum_gates.h"
 #include "mdn/ops/residual_mlp.h"
 #include "mdn/ops/rms_norm.h"
@@ -351,6 +352,47 @@ TEST(CudaResidualMlp, MatchesATen) {
         return {x[0] + at::linear(swiglu(at::linear(n, x[2]), at::linear(n, x[3])), x[4])};
       },
       65 * 2 + 192, 8);
+}
+
+// Views that start off a multiple of 16 bytes, which the copy engine and wide loads cannot read.
+TEST(CudaMomentumDeltaRule, ViewsMayStartAnywhere) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  constexpr int64_t B = 1, T = 130, H = 2, HV = 4, K = 128, V = 128;
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf, at::kFloat}) {
+    SCOPED_TRACE(c10::toString(type));
+    Tensors plain;
+    for (const auto& shape : {std::vector<int64_t>{B, T, H, K}, {B, T, H, K}, {B, T, HV, V}}) {
+      plain.push_back(random(shape).to(at::kCUDA, type));
+    }
+    for (int gate = 0; gate < 4; ++gate) {
+      plain.push_back(random({B, T, HV}).sigmoid().to(at::kCUDA));
+    }
+    for (int state = 0; state < 2; ++state) {
+      plain.push_back(random({B, HV, V, K}, 0.25).to(at::kCUDA));
+    }
+    const auto results = [&](bool shifted) {
+      Tensors x;
+      for (const at::Tensor& p : plain) {
+        at::Tensor copy = at::empty({p.numel() + 1}, p.options());
+        copy = copy.narrow(0, shifted ? 1 : 0, p.numel()).view(p.sizes());
+        x.push_back(copy.copy_(p).requires_grad_(true));
+      }
+      const auto [o, S, M] = momentum_delta_rule(x[0], x[1], x[2], x[3], x[4], x[5], x[6],
+                                                 std::nullopt, x[7], x[8], std::nullopt,
+                                                 std::nullopt, true);
+      Tensors all = {o.detach(), S.detach(), M.detach()};
+      for (const at::Tensor& gradient : torch::autograd::grad({o, S, M}, x, {o, S, M})) {
+        all.push_back(gradient);
+      }
+      return all;
+    };
+    const Tensors want = results(false), got = results(true);
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_TRUE(at::equal(got[i], want[i])) << i;
+    }
+  }
 }
 
 // float32 is the chunkwise program there, the 16-bit types the kernels, which round operands of

@@ -299,6 +299,17 @@ def test_float32_gradients_against_float64(T):
         assert relative(a, b) < 1e-4, name
 
 
+def test_a_step_has_no_gradient():
+    x = with_gradients({name: value[:, 0] for name, value in make(T=1).items()})
+    S, M = torch.zeros(2, 4, 5, 3).double(), torch.zeros(2, 4, 5, 3).double()
+    o = mdn.momentum_delta_rule_step(*x.values(), S, M)
+    assert S.abs().sum() > 0 and not S.requires_grad
+    with pytest.raises(RuntimeError, match="momentum_delta_rule_step has no gradient"):
+        o.sum().backward()
+    with torch.no_grad():
+        assert not mdn.momentum_delta_rule_step(*x.values(), S, M).requires_grad
+
+
 # --- tracing ------------------------------------------------------------------------------------
 
 FORMS = [
