@@ -206,6 +206,9 @@ std::vector<std::string> read_labels(const std::filesystem::path& path) {
     labels.emplace_back(strip(line));
     return true;
   });
+  while (!labels.empty() && labels.back().empty()) {
+    labels.pop_back();
+  }
   return labels;
 }
 
@@ -272,6 +275,9 @@ QuestionFile read_questions(const QuestionTask& task, const std::filesystem::pat
     return limit == 0 || static_cast<int64_t>(file.questions.size()) < limit;
   });
   MDN_CHECK(!file.questions.empty(), "{}: holds no questions", path.string());
+  MDN_CHECK(labels_path.empty() || limit > 0 || labels.size() == file.questions.size(),
+            "{}: {} labels for the {} questions of {}", labels_path.string(), labels.size(),
+            file.questions.size(), path.string());
   return file;
 }
 

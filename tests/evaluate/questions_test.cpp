@@ -158,6 +158,7 @@ TEST_F(BadQuestions, LabelsOutsideTheChoices) {
               HasSubstr("\"7\""));
   const std::string line = R"({"goal": "g", "sol1": "a", "sol2": "b"})";
   EXPECT_THAT(error("piqa", line + "\n" + line, "1\n"), HasSubstr("has 1 labels"));
+  EXPECT_THAT(error("piqa", line, "1\n0\n\n"), HasSubstr("2 labels for the 1 questions"));
 }
 
 TEST_F(BadQuestions, TextsThatCannotBeAsked) {
