@@ -83,6 +83,48 @@ int64_t activations_per_token(const Config& c, const std::vector<model::Block>& 
   return total;
 }
 
+// Elements that a token leaves in a mixer on a GPU. Where the block makes the rest again in the
+// backward pass (mdn/ops/residual_mixer.h) they are the projections; the published momentum block
+// keeps o and what its operator saves, 292 bytes a head in 16-bit types, besides.
+int64_t kept_on_gpu(const layers::MomentumDeltaNet& m) {
+  const auto& o = m.options;
+  if (!o.published_rule() || o.gate != layers::GateKind::kFull || !o.use_short_conv) {
+    return activations(m);
+  }
+  return 2 * o.keys() + 3 * o.values() + (4 + 292 / 2) * o.num_value_heads;
+}
+int64_t delta_projections(const layers::HeadOptions& o, bool gate) {
+  return 2 * o.keys() + (gate ? 2 : 1) * o.values() + 2 * o.num_value_heads;
+}
+int64_t kept_on_gpu(const layers::GatedDeltaNet& m) {
+  return delta_projections(m.options, m.options.gate);
+}
+int64_t kept_on_gpu(const layers::Comba& m) {
+  return delta_projections(m.options, m.options.gate);
+}
+int64_t kept_on_gpu(const layers::KimiDeltaAttention& m) {
+  const auto& o = m.options;
+  return 2 * o.keys() + o.values() + 2 * o.value_dim + o.num_value_heads;
+}
+int64_t kept_on_gpu(const layers::Mamba2& m) {
+  const auto& o = m.options;
+  return o.bias ? activations(m) : o.inner() + o.convolved() + o.num_heads;
+}
+int64_t kept_on_gpu(const layers::Attention& m) {
+  return activations(m);
+}
+
+int64_t kept_per_token_on_gpu(const Config& c, const std::vector<model::Block>& blocks) {
+  const int64_t D = c.hidden_size, I = c.intermediate_size;
+  const int64_t residual = c.residual_in_fp32 ? 2 * D : D;  // in 16-bit elements
+  int64_t total = 2 * D;                                    // final norm; logits are not kept
+  for (const model::Block& block : blocks) {
+    total += residual + (I > 0 ? D + 2 * I : 0);
+    total += std::visit([](const auto& mixer) { return kept_on_gpu(mixer); }, block.mixer);
+  }
+  return total;
+}
+
 // Bytes that one sequence carries: states in float32, what convolutions and attention keep in the
 // model's type.
 struct StateBytes {
@@ -188,8 +230,12 @@ void run_info(const InfoOptions& options) {
   fmt::print("  AdamW, float32          {:>11}  {:>11}  (bfloat16: and float32 weights, {})\n",
              size_text(8 * P), size_text(8 * P), size_text(4 * P));
   const double activations = static_cast<double>(activations_per_token(c, blocks)) * tokens;
-  fmt::print("  activations, {} x {:<6} {:>9}  {:>11}  (estimate)\n", options.batch, options.length,
-             size_text(4 * activations), size_text(2 * activations));
+  const double kept = static_cast<double>(kept_per_token_on_gpu(c, blocks)) * tokens;
+  fmt::print("  activations, {} x {}, estimated\n", options.batch, options.length);
+  fmt::print("    on a CPU              {:>11}  {:>11}\n", size_text(4 * activations),
+             size_text(2 * activations));
+  fmt::print("    on a GPU              {:>11}  {:>11}  (the rest is made again)\n",
+             size_text(4 * kept), size_text(2 * kept));
   if (state.fixed > 0) {
     fmt::print("  state of a sequence     {:>11}  {:>11}  (S, M: float32 always; any length)\n",
                size_text(state.fixed + 4 * state.conv), size_text(state.fixed + 2 * state.conv));
