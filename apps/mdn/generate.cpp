@@ -27,6 +27,7 @@ using generate::Prompt;
 constexpr int64_t kMostTokens = int64_t{1} << 40;
 constexpr int64_t kMostRows = int64_t{1} << 20;
 constexpr int64_t kMostThreads = 4096;
+constexpr int64_t kLargestSeed = int64_t{1} << 62;
 
 std::atomic<bool> interrupted{false};
 
@@ -356,6 +357,7 @@ void add_generate(CLI::App& program) {
   command
       ->add_option("--seed", s.seed,
                    "of the random numbers (0; a loaded state goes on with its own)")
+      ->check(CLI::Range(int64_t{0}, kLargestSeed))
       ->group("Sampling");
   command->add_option("--samples", o.samples, "continuations of each prompt")
       ->check(CLI::Range(int64_t{1}, kMostRows))

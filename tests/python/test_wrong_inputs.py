@@ -106,6 +106,8 @@ COMMANDS = [
     ("generate model -p a --temperature nan", "temperature"),
     ("generate model -p a --top-p 2", "top-p"),
     ("generate model -p a --seed x", "--seed"),
+    ("generate model -p a --seed -1", "--seed"),
+    ("generate model -p a --seed 99999999999999999999", "--seed"),
     ("generate model --ids 999", "999"),
     ("generate model --ids one", "one"),
     ("generate model -p a --device gpu", "'gpu' is no device"),
