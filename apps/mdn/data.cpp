@@ -231,10 +231,10 @@ void add_data(CLI::App& program) {
                       "instead: check every byte of a data folder against its checksums");
   command->footer(
       "Examples:\n"
-      "  mdn data corpus/shakespeare.txt --out data/shakespeare\n"
+      "  mdn data corpus/shakespeare.txt --out out/shakespeare\n"
       "  mdn data web/*.jsonl.zst --tokenizer gpt2/tokenizer.json --val-fraction 0.005 --out "
-      "data/web\n"
-      "  mdn data --check data/shakespeare");
+      "out/web\n"
+      "  mdn data --check out/shakespeare");
   command->callback([options] { run_data(*options); });
 }
 

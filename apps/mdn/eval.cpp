@@ -224,7 +224,7 @@ void add_eval(CLI::App& program) {
   command->add_option("--samples", options->samples,
                       "write a JSON line for each document, question or example");
   command->footer(
-      "Examples: mdn eval runs/demo perplexity:data=data/shakespeare,window=512\n"
+      "Examples: mdn eval out/demo perplexity:data=out/shakespeare,window=512\n"
       "          mdn eval MODEL perplexity:file=book.txt,window=512,stride=128 --out results.json\n"
       "          mdn eval MODEL hellaswag:file=hellaswag_val.jsonl lambada:file=lambada.jsonl\n"
       "          mdn eval MODEL mqar:pairs=16,length=256 parity:length=64,extrapolate=16\n"

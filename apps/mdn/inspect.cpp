@@ -8,6 +8,7 @@
 #include "apps/mdn/commands.h"
 #include "apps/mdn/device.h"
 #include "mdn/core/error.h"
+#include "mdn/generate/prompts.h"
 #include "mdn/inspect/gates.h"
 #include "mdn/io/file.h"
 #include "mdn/io/hash.h"
@@ -76,11 +77,12 @@ Text read_text(const InspectOptions& options, const model::Config& config) {
   return out;
 }
 
-void run_inspect(const InspectOptions& options) {
+void run_inspect(InspectOptions options) {
   std::vector<Form> forms;
   for (const std::string& path : options.out) {
     forms.push_back(form_of(path));
   }
+  options.model = generate::find_model(options.model).string();
   const model::Decoder decoder =
       model::load_decoder(options.model, options.device.type(), options.device.device());
   const Text text = read_text(options, decoder.config());
@@ -115,7 +117,10 @@ void add_inspect(CLI::App& program) {
       "What each layer's and head's gates do on real text: distributions of alpha, mu, beta and\n"
       "eta, half-lives of the memory, and the eigenvalues of its second-order system in the\n"
       "complex plane. docs/inspect.md says how each is defined.");
-  command->add_option("MODEL", options->model, "a model's folder (config.json, model.safetensors)")
+  command
+      ->add_option("MODEL", options->model,
+                   "a model's folder (config.json, model.safetensors), or a run's: its newest "
+                   "checkpoint")
       ->required()
       ->check(CLI::ExistingDirectory);
   command->add_option("--text", options->text, "the text to read; default: corpus/shakespeare.txt")
@@ -133,7 +138,7 @@ void add_inspect(CLI::App& program) {
   command->add_flag("--json", options->json, "print the JSON instead of the table");
   add_device_options(*command, options->device);
   command->footer(
-      "Examples: mdn inspect runs/demo/step-00001000\n"
+      "Examples: mdn inspect out/demo\n"
       "          mdn inspect MODEL --text book.txt --tokens 8192 --out gates.html\n"
       "          mdn inspect MODEL --out plane.svg --out numbers.json\n"
       "          mdn inspect MODEL --json | python3 -m json.tool | less");

@@ -111,11 +111,11 @@ void add_synth(CLI::App& program) {
   command->add_flag("--replace", options->replace,
                     "put it in the place of a data folder of that name");
   command->footer(
-      "Examples: mdn synth parity:length=32 --examples 20000 --out data/parity\n"
+      "Examples: mdn synth parity:length=32 --examples 20000 --out out/parity\n"
       "          mdn synth mqar:length=64,pairs=4 mqar:length=128,pairs=16,examples=20000 --out "
-      "data/mqar\n"
-      "          mdn train configs/demo/train.json --data data/parity --order documents --length "
-      "32");
+      "out/mqar\n"
+      "          mdn train configs/demo/train.json --data out/parity --order documents --length 32 "
+      "--out out/parity-run");
   command->callback([options] { run_synth(*options); });
 }
 

@@ -97,9 +97,9 @@ void add_train(CLI::App& program) {
     add_key(key.name, key.help);
   }
   command->footer(
-      "Examples: mdn data corpus/shakespeare.txt --out data/shakespeare\n"
-      "          mdn train configs/demo/train.json --data data/shakespeare --out runs/demo\n"
-      "          mdn train configs/demo/train.json --data data/shakespeare --out runs/demo "
+      "Examples: mdn data corpus/shakespeare.txt --out out/shakespeare\n"
+      "          mdn train configs/demo/train.json --data out/shakespeare --out out/demo\n"
+      "          mdn train configs/demo/train.json --data out/shakespeare --out out/demo "
       "--resume");
   command->callback([options] { run_train(*options); });
 }

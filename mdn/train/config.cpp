@@ -127,7 +127,7 @@ const std::vector<ConfigKey>& config_keys() {
       {"accumulate", &C::accumulate, "micro-batches of a step", 1, kSize},
       {"order",
        &C::order,
-       "packed: documents end to end; windows: random places",
+       "packed: documents end to end; windows: random places; documents: one a row",
        0,
        0,
        {"packed", "windows", "documents"}},
