@@ -35,6 +35,10 @@ bool has_kernels(const layers::HeadOptions& o, DType dtype) {
          norms(dtype, o.value_dim);
 }
 
+bool has_kernels(const layers::KimiDeltaAttentionOptions& o, DType dtype) {
+  return !o.lower_bound && has_kernels(static_cast<const layers::HeadOptions&>(o), dtype);
+}
+
 bool has_kernels(const layers::Mamba2Options& o, DType dtype) {
   return !o.bias && o.norm && !o.norm_before_gate && o.num_groups == 1 &&
          o.state_size <= kMaxChannels && o.head_dim <= kMaxChannels &&

@@ -42,6 +42,17 @@ TEST_P(CudaModels, AreStepsOfKernels) {
   }
 }
 
+TEST(CudaKimi, ABoundedDecayIsLeftToTheDecoder) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  model::Config config = model::read_config(MDN_TEST_DATA "/goldens/kda");
+  config.kimi_delta_attention.lower_bound = -5;
+  const model::Decoder bounded(
+      config, model::Parameters::initialise(config, 5, at::kBFloat16, at::kCUDA));
+  EXPECT_FALSE(DeviceStep(bounded).fused());
+}
+
 TEST_P(CudaModels, LogitsOfStepsAgreeWithFloat64) {
   constexpr int64_t kSteps = 9;
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {

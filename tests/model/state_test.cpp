@@ -143,7 +143,10 @@ TEST(Decoder, RivalsMixWithAttention) {
   for (const char* name : {"kda", "mamba2"}) {
     Config config = config_of(name);
     config.layers[1] = MixerKind::kAttention;
-    config.attention[1] = {.num_heads = 4, .num_kv_heads = 2, .head_dim = config.hidden_size / 4};
+    layers::AttentionOptions& attention = config.attention[1];
+    attention.num_heads = 4;
+    attention.num_kv_heads = 2;
+    attention.head_dim = config.hidden_size / 4;
     const Decoder decoder = decoder_of(config);
     const at::Tensor ids = some_ids(2, 33);
     DecoderState state = decoder.new_state();
