@@ -205,10 +205,6 @@ struct ChunkGradient {
   float *alpha, *mu, *eta, *beta, *pi;
 };
 
-HWY_INLINE float sum(Vf x) {
-  return hn::GetLane(hn::SumOfLanes(Df(), x));
-}
-
 /// From the gradients of the chunk's matrices to those of q, k (as the chunk holds them) and of the
 /// gates.
 inline void chunk_gradient(const Plan& plan, float scale, int64_t HV, const Chunk& chunk,

@@ -24,24 +24,6 @@ namespace mdn::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-HWY_INLINE float sum_of(Vf x) {
-  return hn::GetLane(hn::SumOfLanes(Df(), x));
-}
-
-template <class T>
-float dot_rows(const T* x, const T* y, int64_t count) {
-  Vf sum = hn::Zero(Df());
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    sum = hn::MulAdd(load_floats(x + i), load_floats(y + i), sum);
-  }
-  float total = sum_of(sum);
-  for (; i < count; ++i) {
-    total += static_cast<float>(x[i]) * static_cast<float>(y[i]);
-  }
-  return total;
-}
-
 template <class T>
 void kimi_step_rows(const KimiDeltaRuleStep& call, int64_t b, int64_t head) {
   const int64_t K = call.K;
@@ -72,8 +54,8 @@ void kimi_step_rows(const KimiDeltaRuleStep& call, int64_t b, int64_t head) {
       s_sum = hn::MulAdd(decayed, load_floats(k + i), s_sum);
       y_sum = hn::MulAdd(decayed, load_floats(q + i), y_sum);
     }
-    float s = sum_of(s_sum);
-    float y = sum_of(y_sum);
+    float s = sum(s_sum);
+    float y = sum(y_sum);
     for (; i < K; ++i) {
       s += alpha[i] * S[i] * static_cast<float>(k[i]);
       y += alpha[i] * S[i] * static_cast<float>(q[i]);

@@ -18,20 +18,11 @@ int64_t chunk_length(const MomentumDeltaRuleProblem& p) {
   return std::min(longest, round_up(p.T, kPanel));
 }
 
-/// Bytes of state below which a step is not worth waking another thread.
-constexpr int64_t kStepBytesPerTask = 128 * 1024;
-
 /// Tokens that one task of the sum over heads takes.
 constexpr int64_t kSumTokens = 256;
 
 void check_workspace(const void* workspace) {
   MDN_CHECK(workspace != nullptr, "momentum_delta_rule: workspace is missing (a null pointer)");
-}
-
-void check_dtype(DType dtype) {
-  MDN_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16,
-            "momentum_delta_rule: the CPU backend has no {}; it has float32 and bfloat16",
-            name_of(dtype));
 }
 
 /// Gradients of the states of an empty sequence: those that come in.
@@ -54,6 +45,12 @@ int64_t head_rows(const MomentumDeltaRuleProblem& p, const Plan& plan) {
 }
 
 }  // namespace
+
+void check_dtype(DType dtype) {
+  MDN_CHECK(dtype == DType::kFloat32 || dtype == DType::kBFloat16,
+            "momentum_delta_rule: the CPU backend has no {}; it has float32 and bfloat16",
+            name_of(dtype));
+}
 
 Plan::Plan(const MomentumDeltaRuleProblem& p) {
   K = round_up(p.K, kPanel);
@@ -296,36 +293,6 @@ void backward(const MomentumDeltaRuleBackward& call) {
       sum_heads(p, head_dq, begin, end, call.d_q);
       sum_heads(p, head_dk, begin, end, call.d_k);
     });
-  }
-}
-
-void step(const MomentumDeltaRuleStep& call) {
-  check(call);
-  check_dtype(call.dtype);
-  MDN_CHECK(call.state_dtype == DType::kFloat32,
-            "momentum_delta_rule: the CPU backend has no float16 states; only CUDA has them, here "
-            "they are float32");
-  check_slots(call);
-  // Rows of the state are independent.
-  const int64_t heads = call.B * call.HV;
-  const int64_t bytes = 2 * call.V * call.K * static_cast<int64_t>(sizeof(float));
-  const int64_t useful = std::max<int64_t>(heads * bytes / kStepBytesPerTask, 1);
-  const int64_t wanted = std::min<int64_t>(useful, 4 * num_threads());
-  const int64_t tiles = std::clamp<int64_t>((wanted + heads - 1) / heads, 1, call.V);
-  const auto task = [&](int64_t index, int) {
-    const int64_t tile = index % tiles;
-    const int64_t b = index / tiles / call.HV;
-    const int64_t head = index / tiles % call.HV;
-    if (call.slots == nullptr || call.slots[b] >= 0) {
-      step_task(call, b, head, call.V * tile / tiles, call.V * (tile + 1) / tiles);
-    }
-  };
-  if (useful == 1) {
-    for (int64_t index = 0; index < heads * tiles; ++index) {
-      task(index, 0);
-    }
-  } else {
-    parallel_for(heads * tiles, task);
   }
 }
 

@@ -11,6 +11,9 @@
 
 namespace mdn::kernels::cpu {
 
+/// Throws for a type that no call of this backend takes.
+void check_dtype(DType dtype);
+
 /// Columns of a panel: one cache line of floats. Matrices that a product reads as its right-hand
 /// side are kept as panels [columns / kPanel][rows][kPanel] where they outlive a chunk.
 inline constexpr int64_t kPanel = 16;
@@ -216,9 +219,5 @@ void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
 /// Adds the gradients of the value heads of each query/key head, tokens [begin, end).
 void sum_heads(const MomentumDeltaRuleProblem& problem, const float* head_rows, int64_t begin,
                int64_t end, void* rows);
-
-/// Rows [row_begin, row_end) of the state of one sequence and value head.
-void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
-               int64_t row_end);
 
 }  // namespace mdn::kernels::cpu

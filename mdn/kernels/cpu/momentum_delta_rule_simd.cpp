@@ -1,5 +1,5 @@
-// momentum_delta_rule, CPU backend: the tasks of the forward, backward and single-token calls, made
-// for every instruction set; the best one is chosen when the program runs. A chunk's matrices come
+// momentum_delta_rule, CPU backend: the tasks of the forward and backward calls, made for
+// every instruction set; the best one is chosen when the program runs. A chunk's matrices come
 // from chunk-inl.h; here they act on values and states, panel by panel of V.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "mdn/kernels/cpu/momentum_delta_rule_simd.cpp"
@@ -473,112 +473,6 @@ void sum_heads(const MomentumDeltaRuleProblem& p, const float* head_rows, int64_
   }
 }
 
-/// Σ x y of two rows of any length.
-template <class X, class Y>
-float dot_rows(const X* x, const Y* y, int64_t count) {
-  Vf sums = hn::Zero(Df());
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    sums = hn::MulAdd(load_floats(x + i), load_floats(y + i), sums);
-  }
-  float total = sum(sums);
-  for (; i < count; ++i) {
-    total += static_cast<float>(x[i]) * static_cast<float>(y[i]);
-  }
-  return total;
-}
-
-template <class T, bool kMomentum>
-void step_rows(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
-               int64_t row_end) {
-  const int64_t K = call.K;
-  const int64_t slot = call.slots != nullptr ? call.slots[b] : b;
-  const int64_t key_row = (b * call.H + head / (call.HV / call.H)) * K;
-  const T* q = static_cast<const T*>(call.q) + key_row;
-  const T* k = static_cast<const T*>(call.k) + key_row;
-  const int64_t gate = b * call.HV + head;
-  const T* v = static_cast<const T*>(call.v) + gate * call.V;
-  T* o = static_cast<T*>(call.o) + gate * call.V;
-  const float alpha = static_cast<const float*>(call.alpha)[gate];
-  const float mu = kMomentum ? static_cast<const float*>(call.mu)[gate] : 0.0f;
-  const float eta = static_cast<const float*>(call.eta)[gate];
-  const float beta = static_cast<const float*>(call.beta)[gate];
-  const float pi = call.pi != nullptr ? static_cast<const float*>(call.pi)[gate] : alpha;
-  const float scale = static_cast<float>(call.scale);
-  float q_factor = 1;
-  float k_factor = 1;
-  if (call.l2norm) {
-    q_factor = 1.0f / std::sqrt(dot_rows(q, q, K) + static_cast<float>(kL2NormEps));
-    k_factor = 1.0f / std::sqrt(dot_rows(k, k, K) + static_cast<float>(kL2NormEps));
-  }
-  const float kq = q_factor * k_factor * dot_rows(k, q, K);
-  const int64_t state = (slot * call.HV + head) * call.V * K;
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    float* S = static_cast<float*>(call.S) + state + row * K;
-    float* M = kMomentum ? static_cast<float*>(call.M) + state + row * K : nullptr;
-    // s = S k, y = S q, z = M q in one pass over the old states
-    Vf s_sum = hn::Zero(Df()), y_sum = s_sum, z_sum = s_sum;
-    int64_t i = 0;
-    for (; i + kLanes <= K; i += kLanes) {
-      const Vf S_i = load_at(S + i);
-      const Vf k_i = load_floats(k + i);
-      const Vf q_i = load_floats(q + i);
-      s_sum = hn::MulAdd(S_i, k_i, s_sum);
-      y_sum = hn::MulAdd(S_i, q_i, y_sum);
-      if constexpr (kMomentum) {
-        z_sum = hn::MulAdd(load_at(M + i), q_i, z_sum);
-      }
-    }
-    float s = sum(s_sum);
-    float y = sum(y_sum);
-    float z = sum(z_sum);
-    for (; i < K; ++i) {
-      s += S[i] * static_cast<float>(k[i]);
-      y += S[i] * static_cast<float>(q[i]);
-      if constexpr (kMomentum) {
-        z += M[i] * static_cast<float>(q[i]);
-      }
-    }
-    s *= k_factor;
-    y *= q_factor;
-    z *= q_factor;
-    // r = v - pi s;  o = scale (alpha y - beta (mu z - eta (k·q) r))
-    const float r = static_cast<float>(v[row]) - pi * s;
-    o[row] = static_cast<T>(scale * (alpha * y - beta * (mu * z - eta * kq * r)));
-    // M <- mu M - eta k r;  S <- alpha S - beta M
-    const float write = -eta * r * k_factor;
-    i = 0;
-    for (; i + kLanes <= K; i += kLanes) {
-      Vf M_i = hn::Mul(set(write), load_floats(k + i));
-      if constexpr (kMomentum) {
-        M_i = hn::MulAdd(set(mu), load_at(M + i), M_i);
-        store_floats(M_i, M + i);
-      }
-      store_floats(hn::NegMulAdd(set(beta), M_i, hn::Mul(set(alpha), load_at(S + i))), S + i);
-    }
-    for (; i < K; ++i) {
-      float M_i = write * static_cast<float>(k[i]);
-      if constexpr (kMomentum) {
-        M_i = mu * M[i] + M_i;
-        M[i] = M_i;
-      }
-      S[i] = alpha * S[i] - beta * M_i;
-    }
-  }
-}
-
-void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
-               int64_t row_end) {
-  const bool momentum = call.mu != nullptr;
-  if (call.dtype == DType::kFloat32) {
-    momentum ? step_rows<float, true>(call, b, head, row_begin, row_end)
-             : step_rows<float, false>(call, b, head, row_begin, row_end);
-  } else {
-    momentum ? step_rows<BFloat16, true>(call, b, head, row_begin, row_end)
-             : step_rows<BFloat16, false>(call, b, head, row_begin, row_end);
-  }
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace mdn::kernels::cpu
 HWY_AFTER_NAMESPACE();
@@ -592,7 +486,6 @@ HWY_EXPORT(rebuild_segment);
 HWY_EXPORT(chain_chunk);
 HWY_EXPORT(differentiate_chunk);
 HWY_EXPORT(sum_heads);
-HWY_EXPORT(step_task);
 
 void forward_task(const MomentumDeltaRuleForward& call, const Plan& plan, int64_t n, int64_t head,
                   int64_t panel_begin, int64_t panel_end, float* scratch) {
@@ -620,11 +513,6 @@ void differentiate_chunk(const Segment& segment, int64_t i, SegmentScratch& s,
 void sum_heads(const MomentumDeltaRuleProblem& problem, const float* head_rows, int64_t begin,
                int64_t end, void* rows) {
   HWY_DYNAMIC_DISPATCH(sum_heads)(problem, head_rows, begin, end, rows);
-}
-
-void step_task(const MomentumDeltaRuleStep& call, int64_t b, int64_t head, int64_t row_begin,
-               int64_t row_end) {
-  HWY_DYNAMIC_DISPATCH(step_task)(call, b, head, row_begin, row_end);
 }
 
 }  // namespace mdn::kernels::cpu

@@ -1,4 +1,5 @@
-// Rows of a tensor in memory, float or bfloat16, to and from local float matrices with padding.
+// Rows of a tensor in memory, float or bfloat16: products, and the way to and from local float
+// matrices with padding.
 #if defined(MDN_KERNELS_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MDN_KERNELS_CPU_ROWS_INL_H_
 #undef MDN_KERNELS_CPU_ROWS_INL_H_
@@ -46,6 +47,25 @@ HWY_INLINE void store_floats(Vf x, BFloat16* to) {
   const auto result = hn::IfThenElse(is_nan, nan, rounded);
   // The values are below 2^16, so that the saturating conversion from signed changes nothing.
   hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di32, result)), du16, reinterpret_cast<uint16_t*>(to));
+}
+
+HWY_INLINE float sum(Vf x) {
+  return hn::GetLane(hn::SumOfLanes(Df(), x));
+}
+
+/// Σ x y of two rows of any length.
+template <class T>
+HWY_INLINE float dot_rows(const T* x, const T* y, int64_t count) {
+  Vf sums = hn::Zero(Df());
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    sums = hn::MulAdd(load_floats(x + i), load_floats(y + i), sums);
+  }
+  float total = sum(sums);
+  for (; i < count; ++i) {
+    total += static_cast<float>(x[i]) * static_cast<float>(y[i]);
+  }
+  return total;
 }
 
 /// to[i][j] = factor from[i][j] for j < columns, 0 up to `padded` columns.
