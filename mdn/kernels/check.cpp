@@ -58,6 +58,18 @@ void check_problem(const char* op, const MomentumDeltaRuleProblem& p) {
   check_size(op, "S", {p.N, p.HV, p.V, p.K});
 }
 
+void check_step(const char* op, int64_t B, int64_t H, int64_t HV, int64_t K, int64_t V,
+                double scale) {
+  check_positive(op, "B", B);
+  check_positive(op, "H", H);
+  check_positive(op, "HV", HV);
+  check_positive(op, "K", K);
+  check_positive(op, "V", V);
+  check_heads(op, H, HV);
+  check_scale(op, scale);
+  check_size(op, "S", {B, HV, V, K});
+}
+
 void check_cu_seqlens(const char* op, const MomentumDeltaRuleProblem& p) {
   if (p.cu_seqlens == nullptr) {
     return;

@@ -17,6 +17,9 @@ void check_scale(const char* op, double scale);
 void check_given(const char* op, const char* name, const void* pointer);
 /// All of the above that a problem allows to check.
 void check_problem(const char* op, const MomentumDeltaRuleProblem& problem);
+/// The same of a step.
+void check_step(const char* op, int64_t B, int64_t H, int64_t HV, int64_t K, int64_t V,
+                double scale);
 
 /// cu_seqlens starts at 0, never decreases and ends at T.
 void check_cu_seqlens(const char* op, const MomentumDeltaRuleProblem& problem);

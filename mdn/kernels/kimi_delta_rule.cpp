@@ -38,14 +38,7 @@ void check(const KimiDeltaRuleBackward& call) {
 }
 
 void check(const KimiDeltaRuleStep& call) {
-  check_positive(kOp, "B", call.B);
-  check_positive(kOp, "H", call.H);
-  check_positive(kOp, "HV", call.HV);
-  check_positive(kOp, "K", call.K);
-  check_positive(kOp, "V", call.V);
-  check_heads(kOp, call.H, call.HV);
-  check_scale(kOp, call.scale);
-  check_size(kOp, "S", {call.B, call.HV, call.V, call.K});
+  check_step(kOp, call.B, call.H, call.HV, call.K, call.V, call.scale);
   check_given(kOp, "q", call.q);
   check_given(kOp, "k", call.k);
   check_given(kOp, "v", call.v);

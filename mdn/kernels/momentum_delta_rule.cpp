@@ -64,18 +64,11 @@ void check(const MomentumDeltaRuleBackward& call) {
 }
 
 void check(const MomentumDeltaRuleStep& call) {
-  check_positive(kOp, "B", call.B);
-  check_positive(kOp, "H", call.H);
-  check_positive(kOp, "HV", call.HV);
-  check_positive(kOp, "K", call.K);
-  check_positive(kOp, "V", call.V);
-  check_heads(kOp, call.H, call.HV);
-  check_scale(kOp, call.scale);
+  check_step(kOp, call.B, call.H, call.HV, call.K, call.V, call.scale);
   MDN_CHECK(call.state_dtype == DType::kFloat32 || call.state_dtype == DType::kFloat16,
             "momentum_delta_rule: states of {}; they must be float32 (the type of the gates) or "
             "float16",
             name_of(call.state_dtype));
-  check_size(kOp, "S", {call.B, call.HV, call.V, call.K});
   check_given(kOp, "q", call.q);
   check_given(kOp, "k", call.k);
   check_given(kOp, "v", call.v);
