@@ -50,10 +50,12 @@ enum Weight {
 };
 constexpr int kProjections = 8;  // kQ to kE: the packed ones, in the order of their columns
 
+// A weight that is not there is of no elements: autograd asks each for its device.
 variable_list list_of(const ResidualMomentumDeltaNet& w) {
+  const at::Tensor D_log = w.D_log.defined() ? w.D_log : w.A_log.new_empty({0});
   return {w.norm,       w.q_proj,  w.k_proj,   w.v_proj,   w.g_proj,   w.a_proj, w.b_proj,
           w.m_proj,     w.e_proj,  w.q_conv1d, w.k_conv1d, w.v_conv1d, w.A_log,  w.Mu_log,
-          w.log_factor, w.dt_bias, w.mu_bias,  w.D_log,    w.o_norm,   w.o_proj};
+          w.log_factor, w.dt_bias, w.mu_bias,  D_log,      w.o_norm,   w.o_proj};
 }
 
 // Which columns of the packed projections are whose.
@@ -97,14 +99,12 @@ struct Block {
         floats(kWeights) {
     for (const int i : {kNorm, kQConv, kKConv, kVConv, kALog, kMuLog, kLogFactor, kDtBias, kMuBias,
                         kDLog, kONorm}) {
-      if (w[i].defined()) {
-        floats[i] = w[i].detach().to(at::kFloat).contiguous();
-      }
+      floats[i] = w[i].detach().to(at::kFloat).contiguous();
     }
   }
 
   int64_t rows() const { return B * T; }
-  bool corrects() const { return w[kDLog].defined(); }
+  bool corrects() const { return w[kDLog].numel() > 0; }
   const float* numbers(int i) const { return floats[i].const_data_ptr<float>(); }
 
   kernels::ShortConvProblem convolution(int64_t channels) const {
