@@ -193,7 +193,9 @@ TEST(CudaDecoder, AttentionHasTheSameBitsWhenAsked) {
     expect_same_training(read_config(std::string(MDN_TEST_DATA "/goldens/") + name), at::kBFloat16);
   }
   Config windowed = read_config(MDN_TEST_DATA "/goldens/mdn_hybrid"), tied = windowed;
-  windowed.attention.window_size = 100;
+  for (auto& [layer, options] : windowed.attention) {
+    options.window_size = 100;
+  }
   tied.tie_word_embeddings = true;
   {
     SCOPED_TRACE("a window");
