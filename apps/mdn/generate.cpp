@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -143,7 +144,6 @@ OrderedJson json_of(const Job& job, const Prompt& prompt, const generate::Reques
 
 void run_generate(const GenerateOptions& options) {
   std::vector<Prompt> prompts = collect_prompts(options);
-  const bool by_ids = !options.ids.empty();
   generate::check(options.settings.sampler);
   MDN_CHECK(!options.interactive || (prompts.empty() && !options.json),
             "--interactive reads its prompts from the keyboard: leave out --prompt, --prompt-file, "
@@ -151,7 +151,8 @@ void run_generate(const GenerateOptions& options) {
   MDN_CHECK(options.interactive || !prompts.empty() || !options.load_state.empty(),
             "nothing to continue: give --prompt TEXT, --prompt-file FILE, --ids, --load-state FILE "
             "or --interactive");
-  if (prompts.empty()) {
+  const bool goes_on = prompts.empty();  // a state, as it is
+  if (goes_on) {
     prompts.emplace_back();
   }
   MDN_CHECK(options.save_state.empty() || (prompts.size() == 1 && options.samples == 1),
@@ -164,7 +165,9 @@ void run_generate(const GenerateOptions& options) {
   const std::filesystem::path folder = generate::find_model(options.folder);
   const model::Decoder decoder =
       model::load_decoder(folder, options.device.type(), options.device.device());
-  const bool text_needed = options.interactive || !by_ids || !options.settings.stop.empty();
+  const bool by_text =
+      !goes_on && std::any_of(prompts.begin(), prompts.end(), [](const Prompt& p) { return !p.ids; });
+  const bool text_needed = options.interactive || by_text || !options.settings.stop.empty();
   const auto tokenizer = find_tokenizer(folder, text_needed, decoder.config());
   GenerateSettings settings = options.settings;
   settings.end_tokens = end_tokens(settings, decoder.config(), tokenizer.get());
@@ -184,9 +187,11 @@ void run_generate(const GenerateOptions& options) {
     for (int64_t sample = 0; sample < options.samples; ++sample) {
       generate::Request request;
       request.start = start ? &*start : nullptr;
-      request.prompt = prompts[p].ids
-                           ? *prompts[p].ids
-                           : prompt_ids(*tokenizer, prompts[p].text, !start && !options.no_bos);
+      if (!goes_on) {
+        request.prompt = prompts[p].ids
+                             ? *prompts[p].ids
+                             : prompt_ids(*tokenizer, prompts[p].text, !start && !options.no_bos);
+      }
       request.sampler = settings.sampler;
       request.max_tokens = prompts[p].max_tokens.value_or(settings.max_tokens);
       request.end_tokens = settings.end_tokens;

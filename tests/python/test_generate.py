@@ -143,6 +143,13 @@ def test_ids_without_a_tokenizer(model, tmp_path):
     shown = generate(tmp_path, "--ids", "1 2 3", "-n", 5, "-t", 0)
     assert shown.split() == [str(i) for i in found["ids"]]
     assert "there is no tokenizer.json" in failure(tmp_path, "-p", "text")
+    assert "there is no tokenizer.json" in failure(tmp_path, "--ids", "1", "-p", "text")
+    prompts = tmp_path / "ids.jsonl"
+    prompts.write_text('{"ids": [1, 2, 3]}\n')
+    assert passages(tmp_path, "--prompt-file", prompts, "-n", 5, "-t", 0)[0]["ids"] == found["ids"]
+    state = tmp_path / "state"
+    generate(tmp_path, "--ids", "1 2 3", "-n", 2, "-t", 0, "--save-state", state)
+    assert passages(tmp_path, "--load-state", state, "-n", 3, "-t", 0)[0]["ids"] == found["ids"][2:]
 
 
 def test_the_newest_checkpoint_is_taken(model, tmp_path):
