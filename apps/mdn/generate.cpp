@@ -165,8 +165,8 @@ void run_generate(const GenerateOptions& options) {
   const std::filesystem::path folder = generate::find_model(options.folder);
   const model::Decoder decoder =
       model::load_decoder(folder, options.device.type(), options.device.device());
-  const bool by_text =
-      !goes_on && std::any_of(prompts.begin(), prompts.end(), [](const Prompt& p) { return !p.ids; });
+  const bool by_text = !goes_on && std::any_of(prompts.begin(), prompts.end(),
+                                               [](const Prompt& p) { return !p.ids; });
   const bool text_needed = options.interactive || by_text || !options.settings.stop.empty();
   const auto tokenizer = find_tokenizer(folder, text_needed, decoder.config());
   GenerateSettings settings = options.settings;

@@ -18,7 +18,7 @@ struct KimiDeltaAttentionWeights {
 
 /// In float32 (float64 models: float64):
 ///   alpha[h, i] = exp(-exp(A_log[h]) softplus((f_proj x)[h, i] + dt_bias[h, i]))   [B, T, HV, K]
-///   or, with lower_bound, exp(lower_bound sigmoid(exp(A_log[h]) ((f_proj x)[h, i] + dt_bias[h, i])))
+///   or exp(lower_bound sigmoid(exp(A_log[h]) ((f_proj x)[h, i] + dt_bias[h, i]))) with that bound
 ///   beta = sigmoid(b_proj x), doubled with allow_neg_eigval                        [B, T, HV]
 struct KimiGates {
   at::Tensor alpha, beta;

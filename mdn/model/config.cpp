@@ -77,7 +77,7 @@ void parse_heads(Keys& keys, const Config& c, const layers::HeadOptions& default
   o.norm_eps = c.norm_eps;
 }
 
-// `layers` entries of `mixer`, of which `attn`, or each of a list of such, turns some into attention.
+// `layers` entries of `mixer`, of which `attn`, or each of a list of them, makes some attention.
 void parse_layers(Keys& keys, Config& c, MixerKind mixer, int64_t default_count) {
   const int64_t count = keys.integer("num_hidden_layers", default_count, 1, 100000);
   c.layers.assign(static_cast<size_t>(count), mixer);

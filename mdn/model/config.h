@@ -53,7 +53,7 @@ struct Config {
   layers::KimiDeltaAttentionOptions kimi_delta_attention;
   layers::Mamba2Options mamba2;
   Mamba2Init mamba2_init;
-  bool kda_rates_start_at_one = false;  // Kimi's A_log starts at 0, else drawn
+  bool kda_rates_start_at_one = false;                    // Kimi's A_log starts at 0, else drawn
   std::map<int64_t, layers::AttentionOptions> attention;  // of each attention layer, by its index
   std::string json;  // the text it was read from, all keys kept: what a checkpoint writes again
 };

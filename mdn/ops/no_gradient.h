@@ -1,4 +1,4 @@
-// For operators without a derivative: going back through one is an error, not a gradient of nothing.
+// For operators without a derivative: going back through one is an error, not a lost gradient.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>

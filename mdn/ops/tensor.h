@@ -35,8 +35,8 @@ inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) 
   return x ? std::optional(x->contiguous()) : std::nullopt;
 }
 
-/// x contiguous and, on CUDA, starting on a multiple of 16 bytes: kernels there read 16 at once, and
-/// a view may start anywhere.
+/// x contiguous and, on CUDA, starting on a multiple of 16 bytes: kernels there read 16 at once,
+/// and a view may start anywhere.
 at::Tensor aligned(const at::Tensor& x);
 inline std::optional<at::Tensor> aligned(const std::optional<at::Tensor>& x) {
   return x ? std::optional(aligned(*x)) : std::nullopt;

@@ -48,8 +48,8 @@ TEST(CudaKimi, ABoundedDecayIsLeftToTheDecoder) {
   }
   model::Config config = model::read_config(MDN_TEST_DATA "/goldens/kda");
   config.kimi_delta_attention.lower_bound = -5;
-  const model::Decoder bounded(
-      config, model::Parameters::initialise(config, 5, at::kBFloat16, at::kCUDA));
+  const model::Decoder bounded(config,
+                               model::Parameters::initialise(config, 5, at::kBFloat16, at::kCUDA));
   EXPECT_FALSE(DeviceStep(bounded).fused());
 }
 

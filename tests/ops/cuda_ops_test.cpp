@@ -379,9 +379,9 @@ TEST(CudaMomentumDeltaRule, ViewsMayStartAnywhere) {
         copy = copy.narrow(0, shifted ? 1 : 0, p.numel()).view(p.sizes());
         x.push_back(copy.copy_(p).requires_grad_(true));
       }
-      const auto [o, S, M] = momentum_delta_rule(x[0], x[1], x[2], x[3], x[4], x[5], x[6],
-                                                 std::nullopt, x[7], x[8], std::nullopt,
-                                                 std::nullopt, true);
+      const auto [o, S, M] =
+          momentum_delta_rule(x[0], x[1], x[2], x[3], x[4], x[5], x[6], std::nullopt, x[7], x[8],
+                              std::nullopt, std::nullopt, true);
       Tensors all = {o.detach(), S.detach(), M.detach()};
       for (const at::Tensor& gradient : torch::autograd::grad({o, S, M}, x, {o, S, M})) {
         all.push_back(gradient);
