@@ -7,6 +7,7 @@
 // random tokens and makes TOKENS more. The first of them is left out of the figures: it is made
 // alone, for each sequence before it joins the others.
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
 #include <chrono>
@@ -51,14 +52,23 @@ int64_t weight_bytes(const model::Decoder& decoder) {
                                               : bytes - static_cast<int64_t>(embeddings.nbytes());
 }
 
-/// Of one sequence's state.
-int64_t state_bytes(const model::Decoder& decoder, c10::Device device) {
+/// Of one sequence's state after its prompt: what a step reads and writes, and the keys and values
+/// that it only reads.
+struct StateBytes {
+  double updated = 0, read = 0;
+};
+
+StateBytes state_bytes(const model::Decoder& decoder, c10::Device device) {
+  const c10::InferenceMode inference;
   model::DecoderState state = decoder.new_state();
-  decoder.hidden(at::zeros({1, 8}, at::TensorOptions(at::kLong).device(device)), {}, &state);
-  int64_t bytes = 0;
+  decoder.hidden(at::zeros({1, kPrompt}, at::TensorOptions(at::kLong).device(device)), {}, &state);
+  StateBytes bytes;
   for (layers::MixerState& layer : state.layers) {
+    const bool attention = std::holds_alternative<layers::AttentionState>(layer);
     for (const auto& [name, tensor] : layers::state_fields(layer)) {
-      bytes += tensor->defined() ? static_cast<int64_t>(tensor->nbytes()) : 0;
+      if (tensor->defined()) {
+        (attention ? bytes.read : bytes.updated) += static_cast<double>(tensor->nbytes());
+      }
     }
   }
   return bytes;
@@ -99,12 +109,14 @@ void run(int argc, char** argv) {
   const model::Decoder decoder(config, model::Parameters::initialise(config, 1, type, device));
   const double copy = measure_copy(device);
   const auto weights = static_cast<double>(weight_bytes(decoder));
-  const auto state = static_cast<double>(state_bytes(decoder, device));
+  const StateBytes state = state_bytes(decoder, device);
   fmt::print("{}, {} on {}, temperature {}, prompts of {}, {} tokens each; copies at {:.2f} TB/s\n",
              path, dtype, device.str(), temperature, kPrompt, tokens, copy * 1e-12);
   fmt::print(
-      "a step reads {:.1f} MB of weights, reads and writes {:.1f} MB of states a sequence\n\n",
-      weights * 1e-6, state * 1e-6);
+      "a step reads {:.1f} MB of weights, and of a sequence reads and writes {:.1f} MB of states "
+      "and "
+      "reads {:.1f} MB of keys and values\n\n",
+      weights * 1e-6, state.updated * 1e-6, state.read * 1e-6);
   fmt::print(
       "| batch | prefill tokens/s | first token ms | step ms | tokens/s | floor ms | of the "
       "floor's "
@@ -125,8 +137,8 @@ void run(int argc, char** argv) {
     const double first = timing[0].decode_seconds;
     const double step =
         (timing[1].decode_seconds - first) / static_cast<double>(std::max<int64_t>(tokens - 1, 1));
-    // The states are read and written.
-    const double floor = (weights + 2 * state * static_cast<double>(batch)) / copy;
+    const double floor =
+        (weights + (2 * state.updated + state.read) * static_cast<double>(batch)) / copy;
     fmt::print("| {} | {:.0f} | {:.2f} | {:.3f} | {:.0f} | {:.3f} | {:.0f}% |\n", batch,
                static_cast<double>(timing[1].prefill_tokens) / timing[1].prefill_seconds,
                first * 1e3 / static_cast<double>(batch), step * 1e3,

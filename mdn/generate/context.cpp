@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "mdn/core/error.h"
+#include "mdn/generate/attention_cache.h"
 #include "mdn/io/hash.h"
 
 namespace mdn::generate {
@@ -165,10 +166,7 @@ void read(const model::Decoder& decoder, Context& context, std::span<const int64
 
 void read_together(const model::Decoder& decoder, std::span<Context* const> contexts,
                    std::span<const std::span<const int64_t>> ids) {
-  const auto& blocks = decoder.weights().blocks;
-  const bool packs = std::none_of(blocks.begin(), blocks.end(), [](const model::Block& block) {
-    return std::holds_alternative<layers::Attention>(block.mixer);
-  });
+  const bool packs = !has_attention(decoder);
   const at::NoGradGuard no_grad;
   Pack pack;
   for (size_t i = 0; i < contexts.size(); ++i) {

@@ -78,7 +78,8 @@ bool CudaStepper::supports(const model::Decoder& decoder) {
 CudaStepper::CudaStepper(const model::Decoder& decoder)
     : device_(decoder.weights().embeddings.device()), step_(decoder) {
   MDN_CHECK(supports(decoder),
-            "the stepper needs a model on a CUDA device without attention layers");
+            "the stepper needs a model on a CUDA device, without attention layers that have no "
+            "kernels");
 }
 
 CudaStepper::~CudaStepper() = default;
@@ -94,10 +95,21 @@ void CudaStepper::make_pool(const model::DecoderState& like, int64_t capacity) {
     place = at::zeros(shape, one.options());
   });
   ids_ = at::zeros({capacity}, at::TensorOptions(at::kLong).device(device_));
+  positions_ = at::zeros_like(ids_);
   uniform_ = at::zeros({capacity}, at::TensorOptions(at::kDouble).device(device_));
   host_ids_ = pinned({capacity}, at::kLong);
+  host_positions_ = pinned({capacity}, at::kLong);
   host_uniform_ = pinned({capacity}, at::kDouble);
   host_drawn_ = pinned({capacity, 2}, at::kLong);
+}
+
+// Whether the pool's rows have the shapes of the state's: larger caches need another pool.
+bool CudaStepper::fits_pool(model::DecoderState& state) {
+  bool fits = true;
+  each_field(state, pool_, [&](const at::Tensor& own, const at::Tensor& place) {
+    fits = fits && own.sizes().slice(1) == place.sizes().slice(1);
+  });
+  return fits;
 }
 
 // Makes the first rows of the pool the state, with its values, unless they are it already.
@@ -123,9 +135,10 @@ CudaStepper::Graph& CudaStepper::graph_of(int64_t size, const SamplerOptions& op
   model::DecoderState state = pool_;
   each_field(pool_, state,
              [&](const at::Tensor& place, at::Tensor& rows) { rows = place.narrow(0, 0, size); });
-  const at::Tensor ids = ids_.narrow(0, 0, size), uniform = uniform_.narrow(0, 0, size);
+  const at::Tensor ids = ids_.narrow(0, 0, size), positions = positions_.narrow(0, 0, size),
+                   uniform = uniform_.narrow(0, 0, size);
   const auto run = [&] {
-    made->logits = step_(ids, state);
+    made->logits = step_(ids, positions, state);
     made->drawn = drawn_of(made->logits, options, uniform);
   };
   c10::cuda::device_synchronize();  // what the pool holds was written on another stream
@@ -165,18 +178,20 @@ CudaStepper::Next CudaStepper::fetch_drawn(const at::Tensor& drawn, const at::Te
   return next;
 }
 
-CudaStepper::Next CudaStepper::step(const std::vector<int64_t>& ids, model::DecoderState& state,
-                                    const Drawing* drawing) {
+CudaStepper::Next CudaStepper::step(const std::vector<int64_t>& ids,
+                                    const std::vector<int64_t>& positions,
+                                    model::DecoderState& state, const Drawing* drawing) {
   const auto B = static_cast<int64_t>(ids.size());
   const int64_t size = captured_size(B);
   const c10::cuda::CUDAGuard guard(device_);
-  if (size > capacity_) {
-    make_pool(state, size);
+  if (size > capacity_ || !fits_pool(state)) {
+    make_pool(state, std::max(size, capacity_));
   }
   // Before the state is in the pool: a capture runs the step once.
   Graph& graph = graph_of(size, drawing ? drawing->options : SamplerOptions{.temperature = 0});
   bind(state, B);
   to_device(ids, host_ids_, ids_);
+  to_device(positions, host_positions_, positions_);
   if (drawing) {
     to_device(drawing->uniform, host_uniform_, uniform_);
   }
@@ -186,11 +201,11 @@ CudaStepper::Next CudaStepper::step(const std::vector<int64_t>& ids, model::Deco
                  : fetch_logits(graph.logits.narrow(0, 0, B));
 }
 
-CudaStepper::Next CudaStepper::step_alone(int64_t id, model::DecoderState& state,
+CudaStepper::Next CudaStepper::step_alone(int64_t id, int64_t position, model::DecoderState& state,
                                           const Drawing* drawing) {
   const c10::cuda::CUDAGuard guard(device_);
   const at::Tensor ids = at::full({1}, id, at::TensorOptions(at::kLong).device(device_));
-  const at::Tensor logits = step_(ids, state);
+  const at::Tensor logits = step_(ids, at::full_like(ids, position), state);
   state.position += 1;
   if (!drawing) {
     return fetch_logits(logits);

@@ -16,12 +16,12 @@ CudaStepper::CudaStepper(const model::Decoder& decoder) : device_(at::kCPU), ste
 
 CudaStepper::~CudaStepper() = default;
 
-CudaStepper::Next CudaStepper::step(const std::vector<int64_t>&, model::DecoderState&,
-                                    const Drawing*) {
+CudaStepper::Next CudaStepper::step(const std::vector<int64_t>&, const std::vector<int64_t>&,
+                                    model::DecoderState&, const Drawing*) {
   return {};
 }
 
-CudaStepper::Next CudaStepper::step_alone(int64_t, model::DecoderState&, const Drawing*) {
+CudaStepper::Next CudaStepper::step_alone(int64_t, int64_t, model::DecoderState&, const Drawing*) {
   return {};
 }
 

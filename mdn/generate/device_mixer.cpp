@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "mdn/kernels/attention_step.h"
 #include "mdn/kernels/comba_prediction.h"
 #include "mdn/kernels/decay_gates.h"
 #include "mdn/kernels/kimi_delta_rule.h"
@@ -37,6 +38,10 @@ bool has_kernels(const layers::HeadOptions& o, DType dtype) {
 
 bool has_kernels(const layers::KimiDeltaAttentionOptions& o, DType dtype) {
   return !o.lower_bound && has_kernels(static_cast<const layers::HeadOptions&>(o), dtype);
+}
+
+bool has_kernels(const layers::AttentionOptions& o, DType dtype) {
+  return kernels::cuda::attention_step_unsupported(dtype, o.head_dim).empty();
 }
 
 bool has_kernels(const layers::Mamba2Options& o, DType dtype) {
@@ -106,6 +111,17 @@ MixerNumbers numbers_of(const layers::Mamba2& mixer) {
   return n;
 }
 
+MixerNumbers numbers_of(const layers::Attention& mixer) {
+  const auto& w = mixer.weights;
+  MixerNumbers n;
+  n.q_bias = wide(w.q_bias);
+  n.k_bias = wide(w.k_bias);
+  n.v_bias = wide(w.v_bias);
+  n.q_norm = wide(w.q_norm);
+  n.k_norm = wide(w.k_norm);
+  return n;
+}
+
 // What reads the layer's input, in the order in which step() takes the columns.
 std::vector<at::Tensor> inputs_of(const layers::QkvWeights& qkv,
                                   const layers::OutputWeights& output,
@@ -132,6 +148,10 @@ std::vector<at::Tensor> inputs_of(const layers::Mamba2Weights& w) {
   return {w.in_proj};
 }
 
+std::vector<at::Tensor> inputs_of(const layers::AttentionWeights& w) {
+  return {w.q_proj, w.k_proj, w.v_proj};
+}
+
 template <class Weights>
 const at::Tensor& output_of(const Weights& w) {
   return w.output.o_proj;
@@ -141,14 +161,19 @@ const at::Tensor& output_of(const layers::Mamba2Weights& w) {
   return w.out_proj;
 }
 
+const at::Tensor& output_of(const layers::AttentionWeights& w) {
+  return w.o_proj;
+}
+
 // One token of each sequence on its way through a mixer: columns of the packed product, taken from
 // the left, and memory for what is made of them.
 class Token {
  public:
-  Token(const at::Tensor& projected, const MixerNumbers& numbers, StepConstants& constants)
-      : projected_(projected), numbers_(numbers), constants_(constants), device_(projected) {}
+  Token(const at::Tensor& projected, const MixerNumbers& numbers, StepShared& shared)
+      : projected_(projected), numbers_(numbers), shared_(shared), device_(projected) {}
 
   const MixerNumbers& numbers() const { return numbers_; }
+  const int64_t* positions() const { return shared_.positions().const_data_ptr<int64_t>(); }
   int64_t B() const { return projected_.size(0); }
   int64_t stride() const { return projected_.stride(0); }
   DType dtype() const { return ops::dtype_of(kDeviceStep, projected_.scalar_type()); }
@@ -164,7 +189,7 @@ class Token {
   }
   at::Tensor floats(at::IntArrayRef shape) const { return at::empty(shape, float_options()); }
   const float* constant(double number, int64_t count) const {
-    return constants_.numbers(number, count, projected_);
+    return shared_.numbers(number, count, projected_);
   }
 
   // The place of a state, which starts with zeros.
@@ -186,7 +211,7 @@ class Token {
 
   const at::Tensor& projected_;
   const MixerNumbers& numbers_;
-  StepConstants& constants_;
+  StepShared& shared_;
   ops::DeviceScope device_;
   int64_t next_ = 0;
 };
@@ -505,13 +530,49 @@ at::Tensor step(const layers::Mamba2& mixer, Token& token, layers::Mamba2State& 
   return y;
 }
 
+at::Tensor step(const layers::Attention& mixer, Token& token, layers::AttentionState& state) {
+  const auto& o = mixer.options;
+  const MixerNumbers& n = token.numbers();
+  const int64_t channels = o.num_heads * o.head_dim, kv_channels = o.num_kv_heads * o.head_dim;
+  MDN_CHECK(state.k.defined(), "{}: attention without a cache", kDeviceStep);
+  const at::Tensor out = token.values(channels);
+  kernels::cuda::AttentionStep call;
+  call.B = token.B();
+  call.heads = o.num_heads;
+  call.kv_heads = o.num_kv_heads;
+  call.d = o.head_dim;
+  call.capacity = state.k.size(2);
+  call.window = o.window_size.value_or(0);
+  call.theta = o.rope_theta;
+  call.eps = layers::kHeadNormEps;
+  call.dtype = token.dtype();
+  call.q = token.columns(channels);
+  call.k = token.columns(kv_channels);
+  call.v = token.columns(kv_channels);
+  call.stride = token.stride();
+  call.q_bias = ops::floats(n.q_bias);
+  call.k_bias = ops::floats(n.k_bias);
+  call.v_bias = ops::floats(n.v_bias);
+  call.q_norm = ops::floats(n.q_norm);
+  call.k_norm = ops::floats(n.k_norm);
+  call.positions = token.positions();
+  call.k_cache = state.k.data_ptr();
+  call.v_cache = state.v.data_ptr();
+  const at::Tensor workspace =
+      ops::workspace_like(out, kernels::cuda::attention_step_workspace(call));
+  call.workspace = workspace.data_ptr();
+  call.o = out.data_ptr();
+  kernels::cuda::attention_step(call, token.stream());
+  return out;
+}
+
 }  // namespace
 
 at::Tensor wide(const at::Tensor& t) {
   return t.defined() ? t.detach().to(at::kFloat).contiguous() : t;
 }
 
-const float* StepConstants::numbers(double number, int64_t count, const at::Tensor& like) {
+const float* StepShared::numbers(double number, int64_t count, const at::Tensor& like) {
   at::Tensor& made = made_[number];
   if (!made.defined() || made.numel() < count) {
     made = at::full({count}, number, like.options().dtype(at::kFloat));
@@ -526,9 +587,7 @@ bool DeviceMixer::supports(const layers::Mixer& mixer, at::ScalarType type) {
   const DType dtype = ops::dtype_of(kDeviceStep, type);
   return std::visit(
       [&]<class M>(const M& m) {
-        if constexpr (std::is_same_v<M, layers::Attention>) {
-          return false;
-        } else if constexpr (std::is_same_v<M, layers::MomentumDeltaNet>) {
+        if constexpr (std::is_same_v<M, layers::MomentumDeltaNet>) {
           return m.options.published_rule() && has_kernels(m.options, dtype);
         } else {
           return has_kernels(m.options, dtype);
@@ -540,25 +599,19 @@ bool DeviceMixer::supports(const layers::Mixer& mixer, at::ScalarType type) {
 DeviceMixer::DeviceMixer(const layers::Mixer& mixer, at::ScalarType type) : mixer_(mixer) {
   std::visit(
       [&]<class M>(const M& m) {
-        if constexpr (!std::is_same_v<M, layers::Attention>) {
-          in_ = ops::pack_rows(inputs_of(m.weights), type, ops::kRowMultiple);
-          out_ = output_of(m.weights);
-          numbers_ = numbers_of(m);
-        }
+        in_ = ops::pack_rows(inputs_of(m.weights), type, ops::kRowMultiple);
+        out_ = output_of(m.weights);
+        numbers_ = numbers_of(m);
       },
       mixer);
 }
 
-at::Tensor DeviceMixer::operator()(const at::Tensor& projected, StepConstants& constants,
+at::Tensor DeviceMixer::operator()(const at::Tensor& projected, StepShared& shared,
                                    layers::MixerState& state) const {
   return std::visit(
       [&]<class M>(const M& m) -> at::Tensor {
-        if constexpr (std::is_same_v<M, layers::Attention>) {
-          MDN_THROW("attention has no step on the device");
-        } else {
-          Token token(projected, numbers_, constants);
-          return step(m, token, std::get<typename M::State>(state));
-        }
+        Token token(projected, numbers_, shared);
+        return step(m, token, std::get<typename M::State>(state));
       },
       mixer_);
 }

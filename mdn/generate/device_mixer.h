@@ -12,13 +12,19 @@ namespace mdn::generate {
 
 inline constexpr const char* kDeviceStep = "a step on the device";  // in errors
 
-/// Tensors of one number that the layers of a step read, made when the first asks.
-class StepConstants {
+/// What the layers of a step share besides the residual stream.
+class StepShared {
  public:
-  /// `count` times the number, float32 on the device of `like`.
+  /// positions [B] int64 on the device: tokens that each sequence has read. Only attention layers
+  /// want them.
+  explicit StepShared(at::Tensor positions) : positions_(std::move(positions)) {}
+
+  const at::Tensor& positions() const { return positions_; }
+  /// `count` times the number, float32 on the device of `like`; made when a layer first asks.
   const float* numbers(double number, int64_t count, const at::Tensor& like);
 
  private:
+  at::Tensor positions_;
   std::map<double, at::Tensor> made_;
 };
 
@@ -29,17 +35,19 @@ at::Tensor wide(const at::Tensor& t);
 /// of the published names are as there.
 struct MixerNumbers {
   at::Tensor q_conv, k_conv, v_conv;  // [channels, 1, W]; Mamba2: of B, C and x
-  at::Tensor q_bias, k_bias, v_bias;  // [channels], of Mamba2
+  at::Tensor q_bias, k_bias, v_bias;  // [channels], of Mamba2's convolution or attention
   at::Tensor correction;              // [H]: q <- q - correction k
   at::Tensor A_log, dt_bias;
   at::Tensor Mu_log, mu_bias, log_factor;
   at::Tensor key_scale;  // [H], of Comba
   at::Tensor o_norm;
-  at::Tensor skip;  // [E], of Mamba2
+  at::Tensor skip;            // [E], of Mamba2
+  at::Tensor q_norm, k_norm;  // [d], of attention
 };
 
 /// A convolution, gates, a step of the operator, a norm with the gate: a launch each, and for
-/// Comba's prediction another, for Kimi Delta Attention two products of low rank.
+/// Comba's prediction another, for Kimi Delta Attention two products of low rank. Attention is
+/// three launches, and its state a cache of fixed capacity (attention_cache.h).
 class DeviceMixer {
  public:
   /// Whether there are kernels for the layer in this type.
@@ -54,8 +62,8 @@ class DeviceMixer {
   const at::Tensor& out() const { return out_; }
 
   /// The product with in() [B, columns], contiguous -> what out() reads [B, E]. The state is
-  /// advanced where it lies; undefined tensors are made.
-  at::Tensor operator()(const at::Tensor& projected, StepConstants& constants,
+  /// advanced where it lies; undefined tensors are made, but for attention's.
+  at::Tensor operator()(const at::Tensor& projected, StepShared& shared,
                         layers::MixerState& state) const;
 
  private:

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "mdn/generate/attention_cache.h"
 #include "mdn/kernels/linear.h"
 #include "mdn/kernels/rms_norm.h"
 #include "mdn/kernels/swiglu.h"
@@ -14,10 +15,20 @@
 namespace mdn::generate {
 namespace {
 
-bool fusable(const model::Block& block, const model::Decoder& decoder) {
+// Whether all of a model is steps of kernels.
+bool has_kernels(const model::Decoder& decoder) {
+  const auto& entries = decoder.parameters().entries();
+  const auto& blocks = decoder.weights().blocks;
   const at::ScalarType type = decoder.compute_type();
-  return DeviceMixer::supports(block.mixer, type) &&
-         (!block.mlp_norm.defined() || block.mlp.gate_proj.size(0) % 8 == 0) &&
+  return std::all_of(entries.begin(), entries.end(),
+                     [&](const model::Parameter& p) {
+                       return p.value.scalar_type() == type && p.value.is_contiguous();
+                     }) &&
+         std::all_of(blocks.begin(), blocks.end(),
+                     [&](const model::Block& block) {
+                       return DeviceMixer::supports(block.mixer, type) &&
+                              (!block.mlp_norm.defined() || block.mlp.gate_proj.size(0) % 8 == 0);
+                     }) &&
          kernels::cuda::rms_norm_unsupported(ops::dtype_of(kDeviceStep, type),
                                              decoder.config().hidden_size)
              .empty();
@@ -71,28 +82,17 @@ void add_product(at::Tensor& x, const at::Tensor& y, const at::Tensor& weight) {
 
 bool DeviceStep::supports(const model::Decoder& decoder) {
   const auto& entries = decoder.parameters().entries();
-  const auto& blocks = decoder.weights().blocks;
   return std::all_of(entries.begin(), entries.end(),
                      [](const model::Parameter& p) { return p.value.is_cuda(); }) &&
-         std::none_of(blocks.begin(), blocks.end(), [](const model::Block& block) {
-           return std::holds_alternative<layers::Attention>(block.mixer);
-         });
+         (!has_attention(decoder) || has_kernels(decoder));
 }
 
 DeviceStep::DeviceStep(const model::Decoder& decoder) : decoder_(decoder) {
-  const auto& entries = decoder.parameters().entries();
-  const auto& weights = decoder.weights();
-  const at::ScalarType type = decoder.compute_type();
-  const bool fused =
-      std::all_of(entries.begin(), entries.end(),
-                  [&](const model::Parameter& p) {
-                    return p.value.scalar_type() == type && p.value.is_contiguous();
-                  }) &&
-      std::all_of(weights.blocks.begin(), weights.blocks.end(),
-                  [&](const model::Block& block) { return fusable(block, decoder); });
-  if (!fused) {
+  if (!has_kernels(decoder)) {
     return;
   }
+  const auto& weights = decoder.weights();
+  const at::ScalarType type = decoder.compute_type();
   norm_ = wide(weights.norm);
   for (const model::Block& block : weights.blocks) {
     Layer layer{.mixer = DeviceMixer(block.mixer, type),
@@ -170,7 +170,8 @@ at::Tensor DeviceStep::by_decoder(const at::Tensor& ids, model::DecoderState& st
   return decoder_.logits(hidden);
 }
 
-at::Tensor DeviceStep::operator()(const at::Tensor& ids, model::DecoderState& state) const {
+at::Tensor DeviceStep::operator()(const at::Tensor& ids, const at::Tensor& positions,
+                                  model::DecoderState& state) const {
   if (!fused()) {
     return by_decoder(ids, state);
   }
@@ -179,11 +180,11 @@ at::Tensor DeviceStep::operator()(const at::Tensor& ids, model::DecoderState& st
   if (decoder_.config().residual_in_fp32) {
     x = x.to(at::kFloat);
   }
-  StepConstants constants;
+  StepShared shared(positions);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     const at::Tensor projected = product_of_norm(x, layer.attn_norm, layer.mixer.in());
-    add_product(x, layer.mixer(projected, constants, state.layers[i]), layer.mixer.out());
+    add_product(x, layer.mixer(projected, shared, state.layers[i]), layer.mixer.out());
     if (layer.gate_up.defined()) {
       mlp(i, x);
     }

@@ -16,22 +16,26 @@ namespace mdn::generate {
 /// residual stream are made by the products, and for few sequences so are norms and the SwiGLU
 /// (kernels/linear.h). A published Momentum DeltaNet or Gated DeltaNet takes eight launches a layer
 /// for few sequences and eleven for many. Every other model of recurrent layers is run by the
-/// decoder itself.
+/// decoder itself; attention layers must have kernels.
 ///
 /// Nothing waits for the device or copies from or to the host, and states are advanced where they
 /// lie: a call can be captured in a graph.
 class DeviceStep {
  public:
-  /// Whether the model lies on a CUDA device and has no attention layers.
+  /// Whether the model lies on a CUDA device and its attention layers, if any, can be stepped
+  /// there.
   static bool supports(const model::Decoder& decoder);
 
   /// The decoder must outlive it.
   explicit DeviceStep(const model::Decoder& decoder);
 
   /// Reads ids [B] int64 on the device; the logits that follow, [B, vocab] of the model's dtype.
-  /// Defined tensors of the state, [B, ...], keep their place; undefined ones, of sequences that
-  /// have read nothing, are made. The state's position is left alone.
-  at::Tensor operator()(const at::Tensor& ids, model::DecoderState& state) const;
+  /// positions [B] int64 there: how many tokens each sequence has read; undefined without attention
+  /// layers, whose states are caches (attention_cache.h). Defined tensors of the state, [B, ...],
+  /// keep their place; undefined ones, of sequences that have read nothing, are made. The state's
+  /// position is left alone.
+  at::Tensor operator()(const at::Tensor& ids, const at::Tensor& positions,
+                        model::DecoderState& state) const;
 
   /// Whether the layers are steps of kernels, and not the decoder's.
   bool fused() const { return !layers_.empty(); }

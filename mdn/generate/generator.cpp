@@ -11,6 +11,7 @@
 
 #include "mdn/core/error.h"
 #include "mdn/core/threads.h"
+#include "mdn/generate/attention_cache.h"
 
 namespace mdn::generate {
 namespace {
@@ -68,8 +69,8 @@ struct Generator::Sequence {
   std::optional<Finish> finish;
 };
 
-// Sequences whose states are one batch. Attention layers need one position for all rows; the
-// momentum layers know no position, so without attention there is one group.
+// Sequences whose states are one batch. Attention layers of a decoder need one position for all
+// rows; the momentum layers know no position, and caches one for each row: then there is one group.
 struct Generator::Group {
   model::DecoderState state;
   std::vector<Sequence> rows;
@@ -84,11 +85,9 @@ class Generator::Run {
         requests_(requests),
         on_token_(on_token),
         interrupt_(interrupt),
-        passages_(requests.size()) {
-    for (model::MixerKind kind : generator.decoder_.config().layers) {
-      any_attention_ |= kind == model::MixerKind::kAttention;
-    }
-  }
+        passages_(requests.size()),
+        attention_(has_attention(generator.decoder_)),
+        caches_(attention_ && generator.cuda_stepper_) {}
 
   std::vector<Passage> operator()() {
     size_t next = 0;
@@ -104,6 +103,9 @@ class Generator::Run {
         active = this->count();
       }
       for (auto group = groups_.begin(); group != groups_.end();) {
+        if (caches_) {
+          make_room(1 + longest(*group));
+        }
         advance(*group, false);
         group = group->rows.empty() ? groups_.erase(group) : std::next(group);
       }
@@ -170,6 +172,11 @@ class Generator::Run {
     if (!stopped) {
       read_prompts(sequences);
     }
+    if (caches_) {
+      for (const Sequence& sequence : sequences) {
+        make_room(sequence.context.state.position + 1);
+      }
+    }
     std::vector<Group> arrived;
     for (Sequence& sequence : sequences) {
       if (stopped || sequence.request->max_tokens == 0) {
@@ -179,6 +186,9 @@ class Generator::Run {
       }
       Group alone;
       alone.state = std::move(sequence.context.state);
+      if (caches_) {
+        to_caches(generator_.decoder_, alone.state, capacity_);
+      }
       alone.rows.push_back(std::move(sequence));
       // What has read nothing has no state that could be joined.
       if (!generator_.cuda_stepper_ || alone.state.position == 0) {
@@ -191,10 +201,21 @@ class Generator::Run {
     join_groups(std::move(arrived));
   }
 
+  // Caches for sequences of so many tokens.
+  void make_room(int64_t tokens) {
+    if (tokens <= capacity_) {
+      return;
+    }
+    capacity_ = cache_capacity(tokens);
+    for (Group& group : groups_) {
+      grow_caches(group.state, capacity_);
+    }
+  }
+
   void join_groups(std::vector<Group> arrived) {
     while (!arrived.empty()) {
       const auto apart = [&, position = arrived.front().state.position](const Group& group) {
-        return any_attention_ && group.state.position != position;
+        return attention_ && !caches_ && group.state.position != position;
       };
       const auto rest = std::stable_partition(arrived.begin(), arrived.end(), std::not_fn(apart));
       std::list<Group> together;
@@ -225,6 +246,14 @@ class Generator::Run {
     return all;
   }
 
+  static int64_t longest(const Group& group) {
+    int64_t position = 0;
+    for (const Sequence& row : group.rows) {
+      position = std::max(position, row.context.state.position);
+    }
+    return position;
+  }
+
   // One token for every row; rows that are done leave. `alone`: a sequence before it joins.
   void advance(Group& group, bool alone) {
     if (interrupted()) {
@@ -246,17 +275,19 @@ class Generator::Run {
 
   // The next token of every row.
   std::vector<int64_t> draw(Group& group, bool alone) {
-    std::vector<int64_t> ids;
+    std::vector<int64_t> ids, positions;
     for (const Sequence& row : group.rows) {
       ids.push_back(row.context.pending);
+      positions.push_back(row.context.state.position);
     }
     at::Tensor logits;
     if (generator_.cuda_stepper_) {
       CudaStepper& stepper = *generator_.cuda_stepper_;
       const auto drawing = drawing_of(group);
       CudaStepper::Next next =
-          alone ? stepper.step_alone(ids[0], group.state, drawing ? &*drawing : nullptr)
-                : stepper.step(ids, group.state, drawing ? &*drawing : nullptr);
+          alone
+              ? stepper.step_alone(ids[0], positions[0], group.state, drawing ? &*drawing : nullptr)
+              : stepper.step(ids, positions, group.state, drawing ? &*drawing : nullptr);
       if (drawing) {
         std::for_each(next.largest.begin(), next.largest.end(), check_largest_logit);
         return std::move(next.ids);
@@ -322,6 +353,9 @@ class Generator::Run {
         const int64_t index = static_cast<int64_t>(r);
         row.context.state = rows_of(group.state, {&index, 1});
         row.context.state.position = position;
+        if (caches_) {
+          from_caches(generator_.decoder_, row.context.state);
+        }
       }
       leave(std::move(row));
     }
@@ -344,8 +378,10 @@ class Generator::Run {
   const std::vector<Request>& requests_;
   const OnToken& on_token_;
   const std::atomic<bool>* interrupt_;
-  bool any_attention_ = false;
   std::vector<Passage> passages_;
+  const bool attention_;  // in any layer
+  const bool caches_;     // the groups' states have caches
+  int64_t capacity_ = 0;  // theirs
   std::list<Group> groups_;
 };
 

@@ -65,7 +65,7 @@ class Generator {
   /// read alone, and where a Stepper runs (float32, no attention layers) its steps do not depend on
   /// the company either: the same bits as one by one. Elsewhere what is read and stepped together
   /// may differ from what is alone by the rounding of sums and products. On CUDA a CudaStepper runs
-  /// where there are no attention layers. A set `interrupt` ends all passages before their next
+  /// where it can. A set `interrupt` ends all passages before their next
   /// token. Throws for an empty prompt without start, ids outside the vocabulary, bad options:
   /// before anything is read.
   std::vector<Passage> run(const std::vector<Request>& requests, const OnToken& on_token = {},
@@ -82,7 +82,7 @@ class Generator {
 
   const model::Decoder& decoder_;
   std::optional<Stepper> stepper_;           // where the model is float32 on the CPU
-  std::optional<CudaStepper> cuda_stepper_;  // where it is on CUDA and has no attention layers
+  std::optional<CudaStepper> cuda_stepper_;  // where that supports it
   GeneratorOptions options_;
   Timing timing_;
 };

@@ -20,8 +20,6 @@
 namespace mdn::layers {
 namespace {
 
-constexpr double kHeadNormEps = 1e-5;  // of q_norm and k_norm, whatever the model's own is
-
 std::atomic<bool> deterministic = false;
 
 // The order in which libtorch tries its kernels on a GPU. In a hybrid's training step on an H100

@@ -11,6 +11,8 @@ namespace mdn::layers {
 /// run and takes longer; for the whole process, at first not. On the CPU it always does.
 void set_deterministic_attention(bool on);
 
+inline constexpr double kHeadNormEps = 1e-5;  // of q_norm and k_norm, whatever the model's own is
+
 struct AttentionWeights {
   at::Tensor q_proj, k_proj, v_proj, o_proj;  // [heads d, D], [kv d, D] twice, [D, heads d]
   at::Tensor q_bias, k_bias, v_bias;          // undefined without qkv_bias

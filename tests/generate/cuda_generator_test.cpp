@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "mdn/generate/attention_cache.h"
 #include "mdn/generate/cuda_stepper.h"
 #include "mdn/generate/generator.h"
 #include "mdn/model/verify.h"
@@ -70,12 +71,15 @@ TEST_P(CudaModels, LogitsOfStepsAgreeWithFloat64) {
       model::DecoderState want_state = cpu.new_state(), got_state = gpu.new_state();
       cpu.hidden(prompt, {}, &want_state);
       gpu.hidden(prompt.to(at::kCUDA), {}, &got_state);
+      to_caches(gpu, got_state, 64);
       for (int64_t t = 0; t < kSteps; ++t) {
         const std::vector<int64_t> ids = ids_of(B, 7 + t);
         const at::Tensor want =
             cpu.logits(cpu.hidden(at::tensor(ids, at::kLong).view({B, 1}), {}, &want_state))
                 .squeeze(1);
-        const at::Tensor got = stepper.step(ids, got_state, nullptr).logits;
+        const at::Tensor got =
+            stepper.step(ids, std::vector(ids.size(), got_state.position), got_state, nullptr)
+                .logits;
         EXPECT_LE((got.to(at::kDouble) - want).norm().item<double>(),
                   allowed * want.norm().item<double>())
             << "step " << t;
@@ -93,10 +97,12 @@ TEST_P(CudaModels, GraphsEqualTheCallsThatTheyCaptured) {
   CudaStepper stepper(gpu);
   Context alone = new_context(gpu);
   read(gpu, alone, ids_of(12));
+  to_caches(gpu, alone.state, 64);
   Context captured = clone(alone);
   for (const int64_t id : ids_of(8, 2)) {
-    const at::Tensor want = stepper.step_alone(id, alone.state, nullptr).logits.clone();
-    EXPECT_TRUE(at::equal(stepper.step({id}, captured.state, nullptr).logits, want));
+    const int64_t position = alone.state.position;
+    const at::Tensor want = stepper.step_alone(id, position, alone.state, nullptr).logits.clone();
+    EXPECT_TRUE(at::equal(stepper.step({id}, {position}, captured.state, nullptr).logits, want));
   }
 }
 
@@ -161,8 +167,8 @@ TEST_P(CudaModels, AKeptContextContinues) {
 }
 
 INSTANTIATE_TEST_SUITE_P(CudaGenerator, CudaModels,
-                         testing::Values("mdn", "mdn_plain", "mdn_lora", "gdn", "comba", "kda",
-                                         "mamba2"));
+                         testing::Values("mdn", "mdn_plain", "mdn_lora", "mdn_hybrid", "gdn",
+                                         "comba", "kda", "mamba2", "transformer"));
 
 TEST(CudaGenerator, ANumberThatIsNoneIsNoticed) {
   if (!at::hasCUDA()) {
@@ -178,14 +184,40 @@ TEST(CudaGenerator, ANumberThatIsNoneIsNoticed) {
   }
 }
 
-TEST(CudaGenerator, AttentionIsSteppedByTheDecoder) {
+// Grouped heads with a window, norms and biases; spans and windows that begin within a block;
+// caches that grow on the way.
+TEST(CudaGenerator, AttentionWithAllOptions) {
   if (!at::hasCUDA()) {
     GTEST_SKIP() << "no GPU";
   }
-  const auto want = Generator(decoder_of("mdn_hybrid", at::kFloat, at::kCPU)).run(requests_of(0));
-  const auto got = Generator(decoder_of("mdn_hybrid", at::kFloat, at::kCUDA)).run(requests_of(0));
-  for (size_t i = 0; i < want.size(); ++i) {
-    EXPECT_EQ(got[i].tokens, want[i].tokens) << i;
+  for (const int64_t window : {0, 3, 200}) {
+    SCOPED_TRACE(fmt::format("window {}", window));
+    model::Config config = model::read_config(MDN_TEST_DATA "/goldens/transformer");
+    config.hidden_size = 64;
+    for (auto& [layer, options] : config.attention) {
+      options.num_heads = 4;
+      options.num_kv_heads = 2;
+      options.head_dim = 16;
+      options.qkv_bias = options.qk_norm = true;
+      options.window_size = window > 0 ? std::optional(window) : std::nullopt;
+    }
+    const auto decoder_on = [&](c10::Device device) {
+      return model::Decoder(config, model::Parameters::initialise(config, 5, at::kFloat, device));
+    };
+    const model::Decoder cpu = decoder_on(at::kCPU), gpu = decoder_on(at::kCUDA);
+    std::vector<Request> requests;
+    for (const int64_t length : {1, 2, 130, 300, 1015}) {
+      Request request;
+      request.prompt = ids_of(length, length);
+      request.sampler.temperature = 0;
+      request.max_tokens = 20;
+      requests.push_back(std::move(request));
+    }
+    const auto want = Generator(cpu).run(requests);
+    const auto got = Generator(gpu).run(requests);
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_EQ(got[i].tokens, want[i].tokens) << i;
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "mdn/core/error.h"
+#include "mdn/generate/attention_cache.h"
 
 namespace mdn::generate {
 namespace {
@@ -181,6 +182,28 @@ class RecurrentModels : public testing::TestWithParam<const char*> {};
 // Lengths below a convolution's width, above a chunk, and of nothing to read.
 TEST_P(RecurrentModels, PromptsReadTogetherEqualThoseReadAlone) {
   expect_same_states(decoder_of(GetParam()), {5, 1, 2, 3, 70, 9, 33}, 1e-12);
+}
+
+TEST(Context, CachesHoldWhatTheDecoderCarries) {
+  for (const int64_t window : {0, 1, 5, 100}) {
+    SCOPED_TRACE(fmt::format("window {}", window));
+    model::Config config = config_of("mdn_hybrid");
+    config.attention.at(1).window_size = window > 0 ? std::optional(window) : std::nullopt;
+    const model::Decoder decoder(config, model::Parameters::initialise(config, 5, at::kDouble));
+    Context context = new_context(decoder);
+    read(decoder, context, ids_of(21));
+    model::DecoderState state = clone(context).state;
+    to_caches(decoder, state, 32);
+    const auto& cached = std::get<layers::AttentionState>(state.layers[1]);
+    EXPECT_EQ(cached.k.size(2), 32);
+    grow_caches(state, 64);
+    EXPECT_EQ(cached.v.size(2), 64);
+    from_caches(decoder, state);
+    const auto& want = std::get<layers::AttentionState>(context.state.layers[1]);
+    EXPECT_TRUE(at::equal(cached.k, want.k));
+    EXPECT_TRUE(at::equal(cached.v, want.v));
+    EXPECT_EQ(cached.position, want.position);
+  }
 }
 
 TEST(Context, FullPacksAreReadOneAfterTheOther) {

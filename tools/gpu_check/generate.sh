@@ -12,6 +12,8 @@ mdn_400m 0.8 32
 gdn_400m 0 64
 comba_400m 0 64
 kda_400m 0 64
-mamba2_400m 0 64"
+mamba2_400m 0 64
+mdn_hybrid_3_1 0 32
+transformer_400m 0 32"
 }
 table generate "$build/bench_generate" generate

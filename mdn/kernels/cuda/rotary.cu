@@ -2,10 +2,8 @@
 // once. Bound by memory.
 #include "mdn/kernels/rotary.h"
 
-#include <cmath>
-#include <numbers>
-
 #include "mdn/kernels/cuda/launch.h"
+#include "mdn/kernels/cuda/rotary_angles.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
 
 namespace mdn::kernels::cuda {
@@ -13,14 +11,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// frequency[i] = theta^(-2i/d) / pi: angles in units of pi.
-struct Frequencies {
-  double of[kRotaryMaxHeadDim / 2];
-};
-
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    rotary_kernel(Rotary call, const __grid_constant__ Frequencies frequencies) {
+    rotary_kernel(Rotary call, const __grid_constant__ RotaryFrequencies frequencies) {
   const auto half = static_cast<int>(call.d / 2), runs = half / kCount;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t token = n / runs;
@@ -32,8 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   float sine[kCount], cosine[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const double halfturns = position * frequencies.of[first + i];
-    sincospif(static_cast<float>(halfturns - 2 * rint(halfturns / 2)), &sine[i], &cosine[i]);
+    rotary_angle(position, frequencies.of[first + i], sine[i], cosine[i]);
     sine[i] = call.backward ? -sine[i] : sine[i];
   }
   const int64_t offset = token * call.heads * call.d + first;
@@ -56,13 +48,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void rotary(const Rotary& call, Stream stream) {
-  Frequencies frequencies;
+  const RotaryFrequencies frequencies = rotary_frequencies(call.theta, call.d);
   const int64_t half = call.d / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    frequencies.of[i] =
-        std::pow(call.theta, -2.0 * static_cast<double>(i) / static_cast<double>(call.d)) /
-        std::numbers::pi;
-  }
   with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
     constexpr int kCount = kVector<T>;

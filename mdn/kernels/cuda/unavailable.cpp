@@ -1,5 +1,6 @@
 // The CUDA backend of a build without CUDA: every function says so.
 #include "mdn/core/error.h"
+#include "mdn/kernels/attention_step.h"
 #include "mdn/kernels/comba_prediction.h"
 #include "mdn/kernels/cross_entropy.h"
 #include "mdn/kernels/decay_gates.h"
@@ -138,6 +139,16 @@ void decay_gates_forward(const DecayGatesForward&, Stream) {
 }
 void decay_gates_backward(const DecayGatesBackward&, Stream) {
   unavailable("decay_gates backward");
+}
+
+std::string attention_step_unsupported(DType, int64_t) {
+  unavailable("attention_step");
+}
+size_t attention_step_workspace(const AttentionStep&) {
+  unavailable("attention_step");
+}
+void attention_step(const AttentionStep&, Stream) {
+  unavailable("attention_step");
 }
 
 void comba_prediction(const CombaPrediction&, Stream) {
