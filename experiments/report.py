@@ -141,14 +141,14 @@ def accuracy_table(records: list[dict], label: Callable[[dict], str], column: Ca
     """Accuracies in percent: a row a model (and width), a column a setting."""
     cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     columns: dict[str, None] = {}
-    rows: dict[tuple[str, str], None] = {}
+    rows: dict[tuple[str, str], int] = {}  # and their widths
     for record in records:
         for result in record.get("eval", {}).get("results", []):
             if task_name(result) in names:
                 columns[column(result)] = None
-                rows[record["model"], label(record)] = None
+                rows[record["model"], label(record)] = record["width"]
                 cells[record["model"], label(record), column(result)].append(metric(result, "acc"))
-    order = sorted(rows, key=lambda row: (row[1], list(MODELS).index(row[0])))
+    order = sorted(rows, key=lambda row: (rows[row], list(MODELS).index(row[0])))
     return table(
         ["model", *columns],
         [[f"{MODELS[model].title}{suffix}", *(spread(cells[model, suffix, c], 1, 100) for c in columns)]
