@@ -59,6 +59,17 @@ __device__ inline void halve_values(float (&values)[kValues]) {
   }
 }
 
+/// The largest |x| of this thread; four chains, as one would wait for itself.
+template <int kCount>
+__device__ __forceinline__ float largest_of(const float (&x)[kCount]) {
+  float largest[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    largest[i % 4] = fmaxf(largest[i % 4], fabsf(x[i]));
+  }
+  return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+}
+
 /// The largest of a warp's non-negative numbers, in every lane.
 __device__ inline float largest_of_warp(float x) {
   return __uint_as_float(__reduce_max_sync(0xFFFFFFFFU, __float_as_uint(x)));

@@ -41,6 +41,7 @@ struct RecurrenceTraits {
   static constexpr int kBoxes = K / 64;
   static constexpr int kPairs = K / 32;  // of slices of 16 key channels
   static constexpr int kStages = 2;
+  static constexpr int kLateStages = 2;
   static constexpr int kThreads = 128 * (kTiles + 1);
   // A consumer has 255 registers alone in its block, 240 beside another; kWide is what fits the
   // former only: V - e XS begins under XM, O under OM, and groups of Q of two slices instead of
@@ -52,62 +53,10 @@ struct RecurrenceTraits {
 };
 
 template <class R>
-struct RecurrenceShared {
-  alignas(1024) char q[R::kStages][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char k[R::kStages][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char keys16[R::kStages][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char record[R::kStages][kRecordStage];
-  alignas(1024) char v[R::kStages][R::kTiles][ptx::kBoxBytes];
+struct RecurrenceShared : RecurrenceStages<R> {
   alignas(1024) char turn[R::kTiles][ptx::kBoxBytes];  // R' parked, then O: a warp's part of a box
-  RecurrenceWork work;                                 // here it takes no registers
   Unit units[R::kTiles][4];                            // a warp's
-  Ring<R::kStages> q_ring;
-  Ring<R::kStages> k_ring;
-  Ring<R::kStages> keys16_ring;
-  Ring<R::kStages> record_ring;
-  Ring<R::kStages> v_ring;
-
-  __device__ const ChunkVectors& vectors(int stage) const {
-    return *reinterpret_cast<const ChunkVectors*>(record[stage] + kRecordVectors);
-  }
 };
-
-/// One thread: a chunk's tiles as soon as their stages are free.
-template <class R>
-__device__ __forceinline__ void load_tiles(RecurrenceShared<R>& shared, const CUtensorMap& q_map,
-                                           const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                           const RecurrenceParams& params) {
-  const RecurrenceWork work = shared.work;
-  const int key_head = work.head / params.group;
-  for (int i = 0; i < work.chunks; ++i) {
-    const int64_t entry = work.begin + i;
-    const int token = static_cast<int>(params.chunks[entry].token);
-    const int stage = i % R::kStages;
-    load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[stage], k_map, 0, key_head, token);
-    load_record(shared.record_ring, i, shared.record[stage], params, entry, work.head);
-    load_boxes<R::kTiles>(shared.v_ring, i, shared.v[stage], v_map, work.value, work.head, token);
-    load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[stage], q_map, 0, key_head, token);
-  }
-}
-
-/// The converter warps: keys16 = fp16(rk K).
-template <class R, class Shared>
-__device__ __forceinline__ void convert_keys(Shared& shared, int thread) {
-  const int chunks = shared.work.chunks;
-  for (int i = 0; i < chunks; ++i) {
-    const int stage = i % R::kStages;
-    shared.record_ring.wait_full(i);
-    shared.k_ring.wait_full(i);
-    shared.keys16_ring.wait_empty(i);
-    parts::convert_rows<typename R::T, kConverters>(
-        ptx::shared_address(shared.keys16[stage]), ptx::shared_address(shared.k[stage]),
-        R::kBoxes * ptx::kBoxBytes, kChunk, shared.vectors(stage).rk, thread);
-    ptx::fence_async_shared();
-    ptx::mbarrier_arrive(&shared.keys16_ring.full[stage]);
-    shared.k_ring.release(i);
-    shared.record_ring.release(i);
-  }
-}
 
 /// out (+)= kCount slices of 16 key channels, from `slice` on, of X^T times the tokens of `boxes`:
 /// one group. kAgain: see ptx::pack_again.
@@ -163,16 +112,10 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   {
     const int channel = 64 * tile + 16 * warp + lane / 4;
     const int64_t row = state_row(shared.work.start, shared.work, params, channel) * R::K + column;
-    load_state(S, params.initial_S, row, R::K);
-    if constexpr (R::kMomentum) {
-      load_state(M, params.initial_M, row, R::K);
-    }
+    load_states<R>(S, M, params.initial_S, params.initial_M, row);
   }
   Unit& unit = shared.units[tile][warp];
-  if (ptx::elect_one()) {
-    unit = {1.0f, 1.0f};
-  }
-  __syncwarp();
+  begin_unit(unit);
   const int chunks = shared.work.chunks;
 
   for (int i = 0; i < chunks; ++i) {
@@ -184,11 +127,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     const bool q_ready = shared.q_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      if constexpr (R::kMomentum) {
-        fit_states(unit, largest_of_warp(fmaxf(largest_of(S), largest_of(M))), S, M);
-      } else {
-        fit_states(unit, largest_of_warp(largest_of(S)), S);
-      }
+      fit_unit_to_states<R>(unit, largest_state<R>(S, M), S, M);
     }
 
     // X: XS^T = S^T K^T, then XM^T = M^T K^T.
@@ -258,12 +197,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
         Wf[at + 1] = fmaf(c.y, XM[at + 1], Wf[at + 1]);
       }
     }
-    const float largest = largest_of_warp(largest_of(Wf));
-    if constexpr (R::kMomentum) {
-      fit_unit<T>(unit, Wf, largest, vectors.w_limit, S, M);
-    } else {
-      fit_unit<T>(unit, Wf, largest, vectors.w_limit, S);
-    }
+    fit_unit_to_W<R>(unit, Wf, vectors.w_limit, S, M);
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       parts::fragment<__half>(W[slice], Wf, slice);
@@ -271,15 +205,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
 
     // R: R'^T = W^T T^T
     float Rt[32];
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kK>(
-          Rt, W[slice],
-          ptx::descriptor_k(ptx::shared_address(shared.record[stage] + kRecordT) + slice * 32),
-          slice != 0);
-    }
-    ptx::wgmma_commit();
+    matrix_products<false>(Rt, W, ptx::shared_address(shared.record[stage] + kRecordT));
 
     // Q: S^T Q^T, then M^T Q^T. Under the former R' is rounded and parked in shared memory; under
     // the latter, or under the former alone, the states are scaled in place: the products in flight
@@ -358,42 +284,9 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     }
     const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD);
     const uint32_t keys16 = ptx::shared_address(shared.keys16[stage]);
-    ptx::wgmma_touch(S);
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(M);
-    }
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kK>(O, R16[slice], ptx::descriptor_k(PGD + slice * 32));
-    }
-    ptx::wgmma_commit();
-    uint32_t U[4][4];
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      parts::scaled_fragment(U[slice], R16[slice], vectors.g + column, slice, 1.0f);
-    }
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(S, U[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-    }
-    ptx::wgmma_commit();
-    if constexpr (R::kMomentum) {
-      uint32_t N[4][4];
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
-      }
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        ptx::wgmma_ra<__half, Major::kMN>(
-            M, N[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-      }
-      ptx::wgmma_commit();
-    }
+    touch_states<R>(S, M);
+    matrix_products<true>(O, R16, PGD);
+    write_states<R>(S, M, R16, vectors, column, keys16);
 
     // The output, under the updates.
     ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
@@ -403,10 +296,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
     write_output<T, 64>(params, shared.work, chunk, words, shared.work.value + 64 * tile, warp,
                         lane, 0);
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(S);
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(M);
-    }
+    touch_states<R>(S, M);
     shared.keys16_ring.release(i);
     shared.record_ring.release(i);
   }
@@ -414,10 +304,7 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   if (shared.work.ends) {
     const int64_t row =
         state_row(shared.work.sequence, shared.work, params, channel) * R::K + column;
-    store_state(S, params.final_S, row, R::K, unit.value);
-    if constexpr (R::kMomentum) {
-      store_state(M, params.final_M, row, R::K, unit.value);
-    }
+    store_states<R>(S, M, params.final_S, params.final_M, row, unit.value);
   }
 }
 
@@ -432,27 +319,14 @@ __global__ void __launch_bounds__(R::kThreads, 1)
   // The same in all lanes, which this tells the compiler: addresses made of it stay uniform.
   const int warpgroup = __shfl_sync(0xFFFFFFFF, thread / 128, 0);
   if (thread == 0) {
-    constexpr int kConsumers = 128 * R::kTiles;
-    shared.q_ring.init(1, kConsumers);
-    shared.k_ring.init(1, kConsumers + kConverters);
-    shared.keys16_ring.init(kConverters, kConsumers);
-    shared.record_ring.init(1, kConsumers + kConverters);
-    shared.v_ring.init(1, kConsumers);
-    ptx::mbarrier_init_fence();
-    shared.work = block_work(params, R::kTiles);
+    shared.init(params);
   }
   __syncthreads();
   if (warpgroup == R::kTiles) {
     if constexpr (R::kTiles == 2) {
       ptx::registers_decrease<24>();
     }
-    const int role = thread - 128 * R::kTiles;
-    if (role >= 32) {
-      convert_keys<R>(shared, role - 32);
-    } else if (ptx::elect_one()) {
-      load_tiles<R>(shared, q_map, k_map, v_map, params);
-      ptx::wait_for_dependencies();  // this kernel must not end before prepare
-    }
+    serve<R>(shared, q_map, k_map, v_map, params, thread - 128 * R::kTiles);
   } else {
     if constexpr (R::kTiles == 2) {
       ptx::registers_increase<240>();

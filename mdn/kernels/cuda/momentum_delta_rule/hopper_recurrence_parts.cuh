@@ -1,5 +1,6 @@
-// What the two recurrences share (hopper_recurrence.cuh, hopper_recurrence_split.cuh): arguments,
-// rings of stages, loads, the states in global memory, units, and the way of the output.
+// What the two recurrences share (hopper_recurrence.cuh, hopper_recurrence_split.cuh; parts of it
+// also hopper_segment_map.cuh): arguments, stages and who fills them, the states in global memory,
+// units, steps of a chunk, and the way of the output.
 //
 // Units. fp16 ends at 65504, and states, W and R grow past it where gates allow it. A warp's 16
 // value channels never mix with others, and everything is linear in them, so a warp counts its
@@ -138,16 +139,101 @@ __device__ __forceinline__ void load_boxes(Ring<kStages>& ring, int i,
   }
 }
 
-template <int kStages>
-__device__ __forceinline__ void load_record(Ring<kStages>& ring, int i, char* record,
-                                            const RecurrenceParams& params, int64_t entry,
-                                            int head) {
-  uint64_t* full = &ring.full[i % kStages];
+/// The record of a chunk table entry and value head, when it is there.
+template <class Params>
+__device__ __forceinline__ const char* ready_record(const Params& params, int64_t entry, int head) {
   const int64_t index = entry * params.HV + head;
   wait_ready(ready_words(params.progress) + index);
-  ring.wait_empty(i);
-  ptx::mbarrier_arrive_expect(full, kRecordBytes);
-  ptx::bulk_load(record, params.records + index * kRecordBytes, kRecordBytes, full);
+  return params.records + index * kRecordBytes;
+}
+
+/// The converter warps: keys16 = fp16(rk K), for all chunks of the block.
+template <class T, class Shared>
+__device__ __forceinline__ void convert_keys(Shared& shared, int thread) {
+  constexpr int kStages = std::extent_v<decltype(Shared::k)>;
+  constexpr int kStages16 = std::extent_v<decltype(Shared::keys16)>;
+  const int chunks = shared.work.chunks;
+  for (int i = 0; i < chunks; ++i) {
+    const int stage = i % kStages;
+    shared.record_ring.wait_full(i);
+    shared.k_ring.wait_full(i);
+    shared.keys16_ring.wait_empty(i);
+    parts::convert_rows<T, kConverters>(
+        ptx::shared_address(shared.keys16[i % kStages16]), ptx::shared_address(shared.k[stage]),
+        sizeof(shared.k[stage]), kChunk, shared.vectors(stage).rk, thread);
+    ptx::fence_async_shared();
+    ptx::mbarrier_arrive(&shared.keys16_ring.full[i % kStages16]);
+    shared.k_ring.release(i);
+    shared.record_ring.release(i);
+  }
+}
+
+/// What a block of a recurrence keeps of its chunks in shared memory. R::kTiles: of 64 value
+/// channels; R::kStages of everything, but of q and keys16 R::kLateStages.
+template <class R>
+struct RecurrenceStages {
+  alignas(1024) char q[R::kLateStages][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char k[R::kStages][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char keys16[R::kLateStages][R::kBoxes][ptx::kBoxBytes];
+  alignas(1024) char record[R::kStages][kRecordStage];
+  alignas(1024) char v[R::kStages][R::kTiles][ptx::kBoxBytes];
+  RecurrenceWork work;  // here it takes no registers
+  Ring<R::kLateStages> q_ring;
+  Ring<R::kStages> k_ring;
+  Ring<R::kLateStages> keys16_ring;
+  Ring<R::kStages> record_ring;
+  Ring<R::kStages> v_ring;
+
+  /// One thread, with the block's work.
+  __device__ __forceinline__ void init(const RecurrenceParams& params) {
+    constexpr int kConsumers = R::kThreads - 128;
+    q_ring.init(1, kConsumers);
+    k_ring.init(1, kConsumers + kConverters);
+    keys16_ring.init(kConverters, kConsumers);
+    record_ring.init(1, kConsumers + kConverters);
+    v_ring.init(1, kConsumers);
+    ptx::mbarrier_init_fence();
+    work = block_work(params, R::kTiles);
+  }
+  __device__ const ChunkVectors& vectors(int stage) const {
+    return *reinterpret_cast<const ChunkVectors*>(record[stage] + kRecordVectors);
+  }
+};
+
+/// One thread: a chunk's tiles as soon as their stages are free.
+template <class R>
+__device__ __forceinline__ void load_tiles(RecurrenceStages<R>& shared, const CUtensorMap& q_map,
+                                           const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                           const RecurrenceParams& params) {
+  const RecurrenceWork work = shared.work;
+  const int key_head = work.head / params.group;
+  for (int i = 0; i < work.chunks; ++i) {
+    const int64_t entry = work.begin + i;
+    const int token = static_cast<int>(params.chunks[entry].token);
+    const int stage = i % R::kStages;
+    load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[stage], k_map, 0, key_head, token);
+    const char* record = ready_record(params, entry, work.head);
+    uint64_t* full = &shared.record_ring.full[stage];
+    shared.record_ring.wait_empty(i);
+    ptx::mbarrier_arrive_expect(full, kRecordBytes);
+    ptx::bulk_load(shared.record[stage], record, kRecordBytes, full);
+    load_boxes<R::kTiles>(shared.v_ring, i, shared.v[stage], v_map, work.value, work.head, token);
+    load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[i % R::kLateStages], q_map, 0, key_head,
+                          token);
+  }
+}
+
+/// The warpgroup beside the consumers: one thread of its first warp loads, its other warps convert.
+template <class R>
+__device__ __forceinline__ void serve(RecurrenceStages<R>& shared, const CUtensorMap& q_map,
+                                      const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                      const RecurrenceParams& params, int thread) {
+  if (thread >= 32) {
+    convert_keys<typename R::T>(shared, thread - 32);
+  } else if (ptx::elect_one()) {
+    load_tiles<R>(shared, q_map, k_map, v_map, params);
+    ptx::wait_for_dependencies();  // this kernel must not end before prepare
+  }
 }
 
 /// Row of [.., HV, V] of the n-th states that holds channel work.value + `channel`.
@@ -202,15 +288,12 @@ struct Unit {
   float inverse;
 };
 
-/// The largest |x| of this thread; four chains, as one would wait for itself.
-template <int kCount>
-__device__ __forceinline__ float largest_of(const float (&x)[kCount]) {
-  float largest[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    largest[i % 4] = fmaxf(largest[i % 4], fabsf(x[i]));
+/// One lane's store, seen by the warp.
+__device__ __forceinline__ void begin_unit(Unit& unit) {
+  if (ptx::elect_one()) {
+    unit = {1.0f, 1.0f};
   }
-  return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+  __syncwarp();
 }
 
 template <int kCount>
@@ -263,6 +346,132 @@ __device__ __forceinline__ void fit_states(Unit& unit, float largest,
   if (largest > 32768.0f || (unit.value > 1.0f && largest < 16.0f)) {
     const float factor = change_unit(unit, largest, 1024.0f, 1.0f);
     (scale_all(states, factor), ...);
+  }
+}
+
+// Steps of a chunk. S^T and M^T are accumulators of a warpgroup, M without momentum (R::kMomentum
+// false) nothing; R' and W are fp16 operands of 64 tokens; `column` is 2 (lane % 4).
+
+template <class R, int kRegisters>
+__device__ __forceinline__ void load_states(float (&S)[kRegisters], float (&M)[kRegisters],
+                                            const float* from_S, const float* from_M,
+                                            int64_t offset) {
+  load_state(S, from_S, offset, R::K);
+  if constexpr (R::kMomentum) {
+    load_state(M, from_M, offset, R::K);
+  }
+}
+
+template <class R, int kRegisters>
+__device__ __forceinline__ void store_states(const float (&S)[kRegisters],
+                                             const float (&M)[kRegisters], float* to_S, float* to_M,
+                                             int64_t offset, float unit) {
+  store_state(S, to_S, offset, R::K, unit);
+  if constexpr (R::kMomentum) {
+    store_state(M, to_M, offset, R::K, unit);
+  }
+}
+
+/// fit_unit and fit_states with the states that there are.
+template <class R, int kRegisters>
+__device__ __forceinline__ void fit_unit_to_W(Unit& unit, float (&W)[32], float limit,
+                                              float (&S)[kRegisters], float (&M)[kRegisters]) {
+  const float largest = largest_of_warp(largest_of(W));
+  if constexpr (R::kMomentum) {
+    fit_unit<typename R::T>(unit, W, largest, limit, S, M);
+  } else {
+    fit_unit<typename R::T>(unit, W, largest, limit, S);
+  }
+}
+
+template <class R, int kRegisters>
+__device__ __forceinline__ float largest_state(const float (&S)[kRegisters],
+                                               const float (&M)[kRegisters]) {
+  float largest = largest_of(S);
+  if constexpr (R::kMomentum) {
+    largest = fmaxf(largest, largest_of(M));
+  }
+  return largest_of_warp(largest);
+}
+
+template <class R, int kRegisters>
+__device__ __forceinline__ void fit_unit_to_states(Unit& unit, float largest,
+                                                   float (&S)[kRegisters], float (&M)[kRegisters]) {
+  if constexpr (R::kMomentum) {
+    fit_states(unit, largest, S, M);
+  } else {
+    fit_states(unit, largest, S);
+  }
+}
+
+/// Products write the states here: ptx::wgmma_touch.
+template <class R, int kRegisters>
+__device__ __forceinline__ void touch_states(float (&S)[kRegisters], float (&M)[kRegisters]) {
+  ptx::wgmma_touch(S);
+  if constexpr (R::kMomentum) {
+    ptx::wgmma_touch(M);
+  }
+}
+
+/// S^T = a_C S^T - b_C M^T and M^T = m M^T.
+template <class R, int kRegisters>
+__device__ __forceinline__ void decay_states(float (&S)[kRegisters], float (&M)[kRegisters],
+                                             const ChunkVectors& vectors) {
+  const float a_end = vectors.a_end;
+  if constexpr (R::kMomentum) {
+    const float b_end = vectors.b_end;
+    const float m_end = vectors.m_end;
+#pragma unroll
+    for (int at = 0; at < kRegisters; ++at) {
+      S[at] = fmaf(-b_end, M[at], a_end * S[at]);
+      M[at] *= m_end;
+    }
+  } else {
+    scale_all(S, a_end);
+  }
+}
+
+/// out (+)= a times the transpose of a matrix of the record, one group of products.
+template <bool kAdd, int kRegisters>
+__device__ __forceinline__ void matrix_products(float (&out)[kRegisters], const uint32_t (&a)[4][4],
+                                                uint32_t matrix) {
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int slice = 0; slice < 4; ++slice) {
+    ptx::wgmma_ra<__half, ptx::Major::kK>(out, a[slice], ptx::descriptor_k(matrix + slice * 32),
+                                          kAdd || slice != 0);
+  }
+  ptx::wgmma_commit();
+}
+
+/// X^T += sign (vector R')^T K, one group; keys16: the fp16 keys of X's channels.
+template <int kRegisters>
+__device__ __forceinline__ void write_products(float (&X)[kRegisters], const uint32_t (&R16)[4][4],
+                                               const float* vector, float sign, uint32_t keys16) {
+  uint32_t a[4][4];
+#pragma unroll
+  for (int slice = 0; slice < 4; ++slice) {
+    parts::scaled_fragment(a[slice], R16[slice], vector, slice, sign);
+  }
+  ptx::wgmma_touch(X);
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int slice = 0; slice < 4; ++slice) {
+    ptx::wgmma_ra<__half, ptx::Major::kMN>(
+        X, a[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
+  }
+  ptx::wgmma_commit();
+}
+
+/// S^T += (g R')^T K, then M^T -= (n R')^T K.
+template <class R, int kRegisters>
+__device__ __forceinline__ void write_states(float (&S)[kRegisters], float (&M)[kRegisters],
+                                             const uint32_t (&R16)[4][4],
+                                             const ChunkVectors& vectors, int column,
+                                             uint32_t keys16) {
+  write_products(S, R16, vectors.g + column, 1.0f, keys16);
+  if constexpr (R::kMomentum) {
+    write_products(M, R16, vectors.n + column, -1.0f, keys16);
   }
 }
 

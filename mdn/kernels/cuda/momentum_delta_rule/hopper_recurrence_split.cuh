@@ -25,6 +25,9 @@ struct SplitTraits {
   using T = Element;
   static constexpr bool kMomentum = kHasMomentum;
   static constexpr int K = 256;
+  static constexpr int kTiles = 1;
+  static constexpr int kStages = 2;
+  static constexpr int kLateStages = 1;
   static constexpr int kWidth = 128;  // key channels of a warpgroup
   static constexpr int kBoxes = K / 64;
   static constexpr int kSlices = kWidth / 16;
@@ -32,26 +35,11 @@ struct SplitTraits {
 };
 
 template <class R>
-struct SplitShared {
-  alignas(1024) char q[1][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char k[2][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char keys16[1][R::kBoxes][ptx::kBoxBytes];
-  alignas(1024) char record[2][kRecordStage];
-  alignas(1024) char v[2][ptx::kBoxBytes];
+struct SplitShared : RecurrenceStages<R> {
   alignas(1024) char turn[ptx::kBoxBytes];    // O: a half's tokens, a warp's channels
   alignas(1024) float4 exchange[2][8 * 128];  // a half's region: its partial W, then O
-  RecurrenceWork work;
-  Unit units[2][4];     // of a half's warps, the same in both halves
-  float largest[2][4];  // state, fp16 inputs only
-  Ring<1> q_ring;
-  Ring<2> k_ring;
-  Ring<1> keys16_ring;
-  Ring<2> record_ring;
-  Ring<2> v_ring;
-
-  __device__ const ChunkVectors& vectors(int stage) const {
-    return *reinterpret_cast<const ChunkVectors*>(record[stage] + kRecordVectors);
-  }
+  Unit units[2][4];                           // of a half's warps, the same in both halves
+  float largest[2][4];                        // state, fp16 inputs only
 };
 
 // Named barriers: W exchanged; then for each half: its region read by the other half (W), written
@@ -61,41 +49,6 @@ inline constexpr int kBarrierReadW = 2;
 inline constexpr int kBarrierWrittenO = 4;
 inline constexpr int kBarrierReadO = 6;
 inline constexpr int kBarrierStates = 9;  // fp16 inputs: largest states exchanged
-
-/// One thread: a chunk's tiles as soon as their stages are free.
-template <class R>
-__device__ __forceinline__ void load_tiles(SplitShared<R>& shared, const CUtensorMap& q_map,
-                                           const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                           const RecurrenceParams& params) {
-  const RecurrenceWork work = shared.work;
-  const int key_head = work.head / params.group;
-  for (int i = 0; i < work.chunks; ++i) {
-    const int64_t entry = work.begin + i;
-    const int token = static_cast<int>(params.chunks[entry].token);
-    load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[i % 2], k_map, 0, key_head, token);
-    load_record(shared.record_ring, i, shared.record[i % 2], params, entry, work.head);
-    load_boxes<1>(shared.v_ring, i, &shared.v[i % 2], v_map, work.value, work.head, token);
-    load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[0], q_map, 0, key_head, token);
-  }
-}
-
-/// The converter warps: keys16 = fp16(rk K).
-template <class R>
-__device__ __forceinline__ void convert_keys(SplitShared<R>& shared, int thread) {
-  const int chunks = shared.work.chunks;
-  for (int i = 0; i < chunks; ++i) {
-    shared.record_ring.wait_full(i);
-    shared.k_ring.wait_full(i);
-    shared.keys16_ring.wait_empty(i);
-    parts::convert_rows<typename R::T, kConverters>(
-        ptx::shared_address(shared.keys16[0]), ptx::shared_address(shared.k[i % 2]),
-        R::kBoxes * ptx::kBoxBytes, kChunk, shared.vectors(i % 2).rk, thread);
-    ptx::fence_async_shared();
-    ptx::mbarrier_arrive(&shared.keys16_ring.full[0]);
-    shared.k_ring.release(i);
-    shared.record_ring.release(i);
-  }
-}
 
 /// One of the two halves.
 template <class R>
@@ -112,15 +65,9 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
   const int64_t row =
       state_row(shared.work.sequence, shared.work, params, 16 * warp + lane / 4) * R::K +
       half * R::kWidth + column;
-  load_state(S, params.initial_S, row, R::K);
-  if constexpr (R::kMomentum) {
-    load_state(M, params.initial_M, row, R::K);
-  }
+  load_states<R>(S, M, params.initial_S, params.initial_M, row);
   Unit& unit = shared.units[half][warp];
-  if (ptx::elect_one()) {
-    unit = {1.0f, 1.0f};
-  }
-  __syncwarp();
+  begin_unit(unit);
   const int chunks = shared.work.chunks;
   // Slice of 16 key channels of this half of a K-major operand [64 tokens, K].
   const auto slice_of = [half](const char(&boxes)[R::kBoxes][ptx::kBoxBytes], int slice) {
@@ -136,21 +83,13 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     const bool v_ready = shared.v_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      float largest = largest_of(S);
-      if constexpr (R::kMomentum) {
-        largest = fmaxf(largest, largest_of(M));
-      }
-      largest = largest_of_warp(largest);
+      float largest = largest_state<R>(S, M);
       if (ptx::elect_one()) {
         shared.largest[half][warp] = largest;
       }
       ptx::named_barrier(kBarrierStates, 256);
       largest = fmaxf(shared.largest[0][warp], shared.largest[1][warp]);
-      if constexpr (R::kMomentum) {
-        fit_states(unit, largest, S, M);
-      } else {
-        fit_states(unit, largest, S);
-      }
+      fit_unit_to_states<R>(unit, largest, S, M);
     }
 
     // X: XS^T = S^T K^T, XM^T = M^T K^T.
@@ -227,12 +166,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
       XS[4 * j + 3] += other.w;
     }
     // Both halves hold the same sums, and so come to the same unit.
-    const float largest_W = largest_of_warp(largest_of(XS));
-    if constexpr (R::kMomentum) {
-      fit_unit<T>(unit, XS, largest_W, vectors.w_limit, S, M);
-    } else {
-      fit_unit<T>(unit, XS, largest_W, vectors.w_limit, S);
-    }
+    fit_unit_to_W<R>(unit, XS, vectors.w_limit, S, M);
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       parts::fragment<__half>(W[slice], XS, slice);
@@ -242,15 +176,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     // R: R'^T = W^T T^T, parked in the box of v: every warp of a half in the part that the same
     // warp of half 0 alone read, both halves the same values.
     float Rt[32];
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kK>(
-          Rt, W[slice],
-          ptx::descriptor_k(ptx::shared_address(shared.record[stage] + kRecordT) + slice * 32),
-          slice != 0);
-    }
-    ptx::wgmma_commit();
+    matrix_products<false>(Rt, W, ptx::shared_address(shared.record[stage] + kRecordT));
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(Rt);
     parts::store_transposed<__half>(v_address, Rt);
@@ -281,18 +207,7 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     }
 
     // a_C S - b_C M and m M, in place: the products in flight hold rounded copies.
-    const float a_end = vectors.a_end;
-    if constexpr (R::kMomentum) {
-      const float b_end = vectors.b_end;
-      const float m_end = vectors.m_end;
-#pragma unroll
-      for (int at = 0; at < R::kWidth / 2; ++at) {
-        S[at] = fmaf(-b_end, M[at], a_end * S[at]);
-        M[at] *= m_end;
-      }
-    } else {
-      scale_all(S, a_end);
-    }
+    decay_states<R>(S, M, vectors);
     const Chunk chunk = params.chunks[shared.work.begin + i];
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(OS);
@@ -339,40 +254,10 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
 
     // U: the output's last product, then the updates.
     const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD) + half * (32 * 128);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kK>(own, R16[slice], ptx::descriptor_k(PGD + slice * 32));
-    }
-    ptx::wgmma_commit();
+    matrix_products<true>(own, R16, PGD);
     shared.keys16_ring.wait_full(i);
     const uint32_t keys16 = ptx::shared_address(shared.keys16[0][half * (R::kWidth / 64)]);
-    uint32_t U[4][4];
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      parts::scaled_fragment(U[slice], R16[slice], vectors.g + column, slice, 1.0f);
-    }
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(S, U[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-    }
-    ptx::wgmma_commit();
-    if constexpr (R::kMomentum) {
-      uint32_t N[4][4];
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
-      }
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        ptx::wgmma_ra<__half, Major::kMN>(
-            M, N[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-      }
-      ptx::wgmma_commit();
-    }
+    write_states<R>(S, M, R16, vectors, column, keys16);
 
     // The output, under the updates.
     ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
@@ -395,17 +280,11 @@ __device__ __forceinline__ void walk_half(SplitShared<R>& shared, const Recurren
     write_output<T, 32>(params, shared.work, chunk, words, shared.work.value, warp, lane,
                         32 * half);
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(S);
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(M);
-    }
+    touch_states<R>(S, M);
     shared.keys16_ring.release(i);
     shared.record_ring.release(i);
   }
-  store_state(S, params.final_S, row, R::K, unit.value);
-  if constexpr (R::kMomentum) {
-    store_state(M, params.final_M, row, R::K, unit.value);
-  }
+  store_states<R>(S, M, params.final_S, params.final_M, row, unit.value);
 }
 
 template <class R>
@@ -419,23 +298,12 @@ __global__ void __launch_bounds__(R::kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   const int warpgroup = __shfl_sync(0xFFFFFFFF, thread / 128, 0);
   if (thread == 0) {
-    shared.q_ring.init(1, 256);  // both halves
-    shared.k_ring.init(1, 256 + kConverters);
-    shared.keys16_ring.init(kConverters, 256);
-    shared.record_ring.init(1, 256 + kConverters);
-    shared.v_ring.init(1, 256);
-    ptx::mbarrier_init_fence();
-    shared.work = block_work(params, 1);
+    shared.init(params);
   }
   __syncthreads();
   if (warpgroup == 2) {
     ptx::registers_decrease<24>();
-    if (thread >= 288) {
-      convert_keys<R>(shared, thread - 288);
-    } else if (ptx::elect_one()) {
-      load_tiles<R>(shared, q_map, k_map, v_map, params);
-      ptx::wait_for_dependencies();  // this kernel must not end before prepare
-    }
+    serve<R>(shared, q_map, k_map, v_map, params, thread - 256);
   } else {
     ptx::registers_increase<240>();
     walk_half<R>(shared, params, warpgroup, thread % 128);

@@ -118,12 +118,10 @@ __device__ __forceinline__ void load_map_tiles(SegmentMapShared<R>& shared,
     const int token = static_cast<int>(params.chunks[entry].token);
     const int stage = i % R::kStages;
     load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[stage], k_map, 0, key_head, token);
-    const int64_t index = entry * params.HV + work.head;
+    const char* record = ready_record(params, entry, work.head);
     uint64_t* full = &shared.record_ring.full[stage];
-    wait_ready(ready_words(params.progress) + index);
     shared.record_ring.wait_empty(i);
     ptx::mbarrier_arrive_expect(full, ptx::kBoxBytes + sizeof(ChunkVectors));
-    const char* record = params.records + index * kRecordBytes;
     ptx::bulk_load(shared.record[stage], record + kRecordT, ptx::kBoxBytes, full);
     ptx::bulk_load(shared.record[stage] + kMapRecordVectors, record + kRecordVectors,
                    sizeof(ChunkVectors), full);
@@ -188,10 +186,8 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
       const bool given = work.segment == 0;
       const int64_t at =
           ((int64_t{work.sequence} * params.HV + work.head) * params.V + channel) * R::K + column;
-      load_state(S, given ? params.initial_S : nullptr, at, R::K);
-      if constexpr (R::kMomentum) {
-        load_state(M, given ? params.initial_M : nullptr, at, R::K);
-      }
+      load_states<R>(S, M, given ? params.initial_S : nullptr, given ? params.initial_M : nullptr,
+                     at);
     } else {  // channels of M, and those past X, find no unit vector in S
       set_units(S, channel - params.V, column);
       if constexpr (R::kMomentum) {
@@ -200,10 +196,7 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
     }
   }
   Unit& unit = shared.units[tile][warp];
-  if (ptx::elect_one()) {
-    unit = {1.0f, 1.0f};
-  }
-  __syncwarp();
+  begin_unit(unit);
   bool lost = false;  // the warp's
   const int chunks = shared.work.chunks;
 
@@ -214,11 +207,7 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
     const bool record_ready = shared.record_ring.try_full(i);
 
     if constexpr (std::is_same_v<T, __half>) {
-      if constexpr (R::kMomentum) {
-        fit_states(unit, largest_of_warp(fmaxf(largest_of(S), largest_of(M))), S, M);
-      } else {
-        fit_states(unit, largest_of_warp(largest_of(S)), S);
-      }
+      fit_unit_to_states<R>(unit, largest_state<R>(S, M), S, M);
     }
 
     // X: XS^T = S^T K^T, then XM^T = M^T K^T.
@@ -282,12 +271,7 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
       }
       shared.v_ring.release(i);
     }
-    const float largest = largest_of_warp(largest_of(XS));
-    if constexpr (R::kMomentum) {
-      fit_unit<T>(unit, XS, largest, vectors.w_limit, S, M);
-    } else {
-      fit_unit<T>(unit, XS, largest, vectors.w_limit, S);
-    }
+    fit_unit_to_W<R>(unit, XS, vectors.w_limit, S, M);
     lost |= unit.value >= 0x1p60f;
 
     // R: R'^T = W^T T^T; the states decay in place under it.
@@ -297,69 +281,22 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
       parts::fragment<__half>(W[slice], XS, slice);
     }
     float Rt[32];
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kK>(
-          Rt, W[slice], ptx::descriptor_k(ptx::shared_address(shared.record[stage]) + slice * 32),
-          slice != 0);
-    }
-    ptx::wgmma_commit();
-    const float a_end = vectors.a_end;
-    if constexpr (R::kMomentum) {
-      const float b_end = vectors.b_end;
-      const float m_end = vectors.m_end;
-#pragma unroll
-      for (int at = 0; at < R::K / 2; ++at) {
-        S[at] = fmaf(-b_end, M[at], a_end * S[at]);
-        M[at] *= m_end;
-      }
-    } else {
-      scale_all(S, a_end);
-    }
+    matrix_products<false>(Rt, W, ptx::shared_address(shared.record[stage]));
+    decay_states<R>(S, M, vectors);
     shared.keys16_ring.wait_full(i);  // ends a basic block: what is above stays under the products
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(Rt);
 
     // U: S^T += (g R')^T K, M^T -= (n R')^T K.
     uint32_t R16[4][4];
-    uint32_t U[4][4];
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {
       parts::fragment<__half>(R16[slice], Rt, slice);
-      parts::scaled_fragment(U[slice], R16[slice], vectors.g + column, slice, 1.0f);
     }
     const uint32_t keys16 = ptx::shared_address(shared.keys16[stage]);
-    ptx::wgmma_touch(S);
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(M);
-    }
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::wgmma_ra<__half, Major::kMN>(S, U[slice],
-                                        ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-    }
-    ptx::wgmma_commit();
-    if constexpr (R::kMomentum) {
-      uint32_t N[4][4];
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        parts::scaled_fragment(N[slice], R16[slice], vectors.n + column, slice, -1.0f);
-      }
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int slice = 0; slice < 4; ++slice) {
-        ptx::wgmma_ra<__half, Major::kMN>(
-            M, N[slice], ptx::descriptor_mn(keys16 + slice * 2048, ptx::kBoxBytes));
-      }
-      ptx::wgmma_commit();
-    }
+    write_states<R>(S, M, R16, vectors, column, keys16);
     ptx::wgmma_wait<0>();
-    ptx::wgmma_touch(S);
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(M);
-    }
+    touch_states<R>(S, M);
     shared.keys16_ring.release(i);
     shared.record_ring.release(i);
   }
@@ -370,10 +307,7 @@ __device__ __forceinline__ void walk_map_tile(SegmentMapShared<R>& shared,
   const float size = unit.value;
   if (has_values) {
     const int64_t at = (((state + 1) * params.HV + work.head) * params.V + channel) * R::K + column;
-    store_state(S, params.memory.start_S, at, R::K, size);
-    if constexpr (R::kMomentum) {
-      store_state(M, params.memory.start_M, at, R::K, size);
-    }
+    store_states<R>(S, M, params.memory.start_S, params.memory.start_M, at, size);
   } else if (channel - params.V < R::X) {
     const int64_t row = (state * params.HV + work.head) * R::X + channel - params.V;
     store_state(S, params.memory.maps, row * R::X + column, R::X, size);
@@ -430,7 +364,7 @@ __global__ void __launch_bounds__(R::kThreads, 1)
       load_map_tiles<R>(shared, k_map, v_map, params);
       ptx::wait_for_dependencies();
     } else if (role >= 32) {
-      convert_keys<R>(shared, role - 32);
+      convert_keys<typename R::T>(shared, role - 32);
     }
   } else {
     ptx::registers_increase<240>();
