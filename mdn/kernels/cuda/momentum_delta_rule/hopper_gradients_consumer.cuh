@@ -169,6 +169,13 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
       return;
     }
 
+    // Of row t of dP or Z: what does not depend on the mask, 0 past the chunk's end; what the mask
+    // G is multiplied with (H[t] = pi_t G[t-1]); the row of G, from the initial M's column on.
+    const auto row_factor = [&](int t) {
+      return t >= length ? 0.0F : role == 0 ? args.scale * vectors->rq[t] : -vectors->rk[t];
+    };
+    const auto mask_factor = [&](int t) { return role == 0 ? 1.0F : item.gates[kPi][t]; };
+    const auto mask_row = [&](int t) { return &item.masks.lower(role == 0 ? t + 1 : t, 1); };
     float A[32];   // against S or dS
     float B[32];   // against M or dM; nothing without momentum
     float X[32];   // oR or F
@@ -256,10 +263,8 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int t = row + 8 * i;
-            row_scale[i] = t >= length ? 0.0F
-                           : role == 0 ? args.scale * vectors->rq[t]
-                                       : -item.gates[kPi][t] * vectors->rk[t];
-            mask[i] = &item.masks.lower(role == 0 ? t + 1 : t, 1);
+            row_scale[i] = row_factor(t) * mask_factor(t);
+            mask[i] = mask_row(t);
           }
 #pragma unroll
           for (int j = 0; j < 8; j += 2) {
@@ -434,11 +439,9 @@ __device__ __forceinline__ void gradients_consumer(const Arguments& args, uint8_
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int t = row + 8 * i;
-        row_scale[i] = t >= length ? 0.0F
-                       : role == 0 ? args.scale * vectors->rq[t]
-                                   : -vectors->rk[t];
-        mask_scale[i] = role == 0 ? 1.0F : item.gates[kPi][t];
-        mask[i] = &item.masks.lower(role == 0 ? t + 1 : t, 1);
+        row_scale[i] = row_factor(t);
+        mask_scale[i] = mask_factor(t);
+        mask[i] = mask_row(t);
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
