@@ -23,6 +23,7 @@
 
 #include <cstdint>
 
+#include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.cuh"
@@ -173,17 +174,23 @@ __device__ __forceinline__ void store_boxes(uint8_t* global, const uint8_t* shar
 /// stays finite.
 template <int kCount>
 __device__ __forceinline__ float half_scale(const float (&d)[kCount], float& inverse) {
-  float largest[4] = {0.0F, 0.0F, 0.0F, 0.0F};  // one chain would wait for itself
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    largest[i % 4] = fmaxf(largest[i % 4], fabsf(d[i]));
-  }
-  const uint32_t bits = __reduce_max_sync(
-      0xFFFFFFFFU,
-      __float_as_uint(fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]))));
+  const uint32_t bits = __float_as_uint(largest_of_warp(largest_of(d)));
   const int exponent = min(253, max(127 - 60, 268 - static_cast<int>(bits >> 23)));
   inverse = __uint_as_float(static_cast<uint32_t>(254 - exponent) << 23);
   return __uint_as_float(static_cast<uint32_t>(exponent) << 23);
+}
+
+/// A operand of four slices: d, rounded to fp16 in the unit of half_scale.
+__device__ __forceinline__ void half_operand(uint32_t (&a)[4][4], float (&d)[32], float& inverse) {
+  const float scale = half_scale(d, inverse);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    d[i] *= scale;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    parts::fragment<__half>(a[i], d, i);
+  }
 }
 
 /// This thread's elements of rows [v0 ...) and columns [k0 ...) of a [V, K] fp32 state.
@@ -229,6 +236,38 @@ struct Split {
   static constexpr int kBoxesK = kK / 64;
   static constexpr int kWarpgroupBoxesK = kWarpgroupK / 64;
 };
+
+/// A warpgroup's states, or their gradients, rounded to boxes in shared memory.
+template <class E, class Cut, int kRegisters>
+__device__ __forceinline__ void store_state_boxes(uint32_t S_box, uint32_t M_box, int warp,
+                                                  int lane, const float (&S)[kRegisters],
+                                                  const float (&M)[kRegisters]) {
+#pragma unroll
+  for (int i = 0; i < Cut::kWarpgroupBoxesK; ++i) {
+    store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
+    if constexpr (Cut::kStates == 2) {
+      store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
+    }
+  }
+}
+
+/// X_S = S^T K^T and X_M = M^T K^T over the warpgroup's key channels, one group.
+template <class E, class Cut>
+__device__ __forceinline__ void key_products(float (&XS)[32], float (&XM)[32], uint32_t S_box,
+                                             uint32_t M_box, uint32_t k_box) {
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < Cut::kWarpgroupK / 16; ++i) {
+    const uint32_t step = (i / 4) * kBox + (i % 4) * 32;
+    const uint64_t b = ptx::descriptor_k(k_box + step);
+    ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XS, ptx::descriptor_k(S_box + step), b, i > 0);
+    if constexpr (Cut::kStates == 2) {
+      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XM, ptx::descriptor_k(M_box + step), b,
+                                                       i > 0);
+    }
+  }
+  ptx::wgmma_commit();
+}
 
 /// Sums the two warpgroups' partial sums over their halves of K: d += the other's d. `exchange`
 /// holds 2 x 32 x 128 floats.

@@ -16,6 +16,19 @@ __device__ __forceinline__ int sender_of() {
   return warp >= 1 && warp <= Cut::kConsumers ? warp - 1 : -1;
 }
 
+/// One thread: barriers of kCount stages, full and behind them empty, and of what leaves.
+template <class Cut, int kCount>
+__device__ __forceinline__ void init_barriers(uint64_t* full, Outgoing* outgoing) {
+  for (int i = 0; i < kCount; ++i) {
+    ptx::mbarrier_init(full + i, 1);
+    ptx::mbarrier_init(full + kCount + i, 128 * Cut::kConsumers);
+  }
+  for (int i = 0; i < Cut::kConsumers; ++i) {
+    outgoing[i].init();
+  }
+  ptx::mbarrier_init_fence();
+}
+
 /// The chain over a segment (or sequence) with outputs.
 template <int kK>
 __device__ __forceinline__ ChainWork chain_work(const Arguments& args, int state, int head) {
@@ -40,15 +53,7 @@ __device__ __forceinline__ void run_chain(const Arguments& args, uint8_t* shared
       reinterpret_cast<uint64_t*>(shared + L::kBarriers)};
   auto* outgoing = reinterpret_cast<Outgoing*>(shared + L::kOutgoing);
   if (threadIdx.x == 0) {
-    constexpr int kEmpty = ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty;
-    for (int i = 0; i < kEmpty; ++i) {
-      ptx::mbarrier_init(barriers.first + i, 1);
-      ptx::mbarrier_init(barriers.first + kEmpty + i, 128 * Sp::kConsumers);
-    }
-    for (int i = 0; i < Sp::kConsumers; ++i) {
-      outgoing[i].init();
-    }
-    ptx::mbarrier_init_fence();
+    init_barriers<Sp, ChainBarriers<kK, kBoxesV, kMomentum>::kEmpty>(barriers.first, outgoing);
   }
   __syncthreads();
   if (threadIdx.x / 128 == Sp::kConsumers) {
@@ -87,14 +92,7 @@ __device__ __forceinline__ void run_states(const Arguments& args, uint8_t* share
   auto* outgoing = reinterpret_cast<Outgoing*>(shared + L::kOutgoing);
   if (threadIdx.x == 0) {
     walk = find_walk<false>(args, state, head);
-    for (int i = 0; i < L::kStages; ++i) {
-      ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], 128 * Sp::kConsumers);
-    }
-    for (int i = 0; i < Sp::kConsumers; ++i) {
-      outgoing[i].init();
-    }
-    ptx::mbarrier_init_fence();
+    init_barriers<Sp, L::kStages>(full, outgoing);
   }
   __syncthreads();
   if (threadIdx.x / 128 == Sp::kConsumers) {

@@ -266,13 +266,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     } else {
       ptx::named_barrier(barrier_id, 128);
     }
-#pragma unroll
-    for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
-      store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
-      if constexpr (kMomentum) {
-        store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
-      }
-    }
+    store_state_boxes<E, Sp>(S_box, M_box, warp, lane, S, M);
     ptx::fence_async_shared();
     if constexpr (kWrites) {
       ptx::mbarrier_arrive(&outgoing.full);
@@ -283,19 +277,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     float X[32];
     float Y[32];  // X_M, then Y and dW
     ptx::mbarrier_wait(barriers.keys(keys.stage), keys.phase);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < Sp::kWarpgroupK / 16; ++i) {
-      const uint32_t step = (i / 4) * kBox + (i % 4) * 32;
-      const uint64_t b = ptx::descriptor_k(k_box + step);
-      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(X, ptx::descriptor_k(S_box + step), b,
-                                                       i > 0);
-      if constexpr (kMomentum) {
-        ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(Y, ptx::descriptor_k(M_box + step), b,
-                                                         i > 0);
-      }
-    }
-    ptx::wgmma_commit();
+    key_products<E, Sp>(X, Y, S_box, M_box, k_box);
     // Meanwhile dO as an fp16 operand.
     ptx::mbarrier_wait(barriers.rest(rest.stage), rest.phase);
     uint32_t a[4][4];
@@ -303,15 +285,7 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     {
       float o[32];
       parts::load_transposed<E>(o, o_lane);
-      const float o_scale = half_scale(o, o_inverse);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        o[i] *= o_scale;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        parts::fragment<__half>(a[i], o, i);
-      }
+      half_operand(a, o, o_inverse);
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(X);
@@ -364,21 +338,11 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(Y);
     float y_inverse;
-    {
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        X[i] += o_inverse * Y[i];
-      }
-      const float y_scale = half_scale(X, y_inverse);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        X[i] *= y_scale;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        parts::fragment<__half>(a[i], X, i);
-      }
+    for (int i = 0; i < 32; ++i) {
+      X[i] += o_inverse * Y[i];
     }
+    half_operand(a, X, y_inverse);
     // dW^T = Y^T T'
     ptx::wgmma_touch(Y);
     ptx::wgmma_fence();

@@ -114,13 +114,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     const int column = 2 * (lane % 4);
 
     // The states that the chunk starts with, rounded: to shared memory, from there to global.
-#pragma unroll
-    for (int i = 0; i < Sp::kWarpgroupBoxesK; ++i) {
-      store_box<E>(S_box + i * kBox, warp, lane, S, 32 * i);
-      if constexpr (kMomentum) {
-        store_box<E>(M_box + i * kBox, warp, lane, M, 32 * i);
-      }
-    }
+    store_state_boxes<E, Sp>(S_box, M_box, warp, lane, S, M);
     ptx::fence_async_shared();
     Outgoing& outgoing = outgoing_of(shared + L::kOutgoing);
     ptx::mbarrier_arrive(&outgoing.full);  // and the last chunk's R
@@ -130,19 +124,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
     // X_S = S^T K^T, X_M = M^T K^T
     float XS[32];
     float XM[32];  // then R'
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < Sp::kWarpgroupK / 16; ++i) {
-      const uint32_t step = (i / 4) * kBox + (i % 4) * 32;
-      const uint64_t b = ptx::descriptor_k(k_box + step);
-      ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XS, ptx::descriptor_k(S_box + step), b,
-                                                       i > 0);
-      if constexpr (kMomentum) {
-        ptx::wgmma_sa<E, ptx::Major::kK, ptx::Major::kK>(XM, ptx::descriptor_k(M_box + step), b,
-                                                         i > 0);
-      }
-    }
-    ptx::wgmma_commit();
+    key_products<E, Sp>(XS, XM, S_box, M_box, k_box);
     ptx::wgmma_wait<0>();
     ptx::wgmma_touch(XS);
     if constexpr (kMomentum) {
@@ -178,15 +160,7 @@ __device__ __forceinline__ void states_consumer(const Arguments& args, uint8_t* 
       }
     }
     float w_inverse;
-    const float w_scale = half_scale(XS, w_inverse);
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      XS[i] *= w_scale;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      parts::fragment<__half>(a[i], XS, i);
-    }
+    half_operand(a, XS, w_inverse);
     // R'^T = W^T T'^T, while the states decay in place
     ptx::wgmma_touch(XM);
     ptx::wgmma_fence();
