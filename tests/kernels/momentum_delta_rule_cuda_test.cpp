@@ -90,6 +90,34 @@ std::vector<MomentumDeltaRuleCase> cuda_cases() {
        .V = 512,
        .states = false,
        .l2norm = true});
+  // More walks than multiprocessors, so that blocks share them and hand states over.
+  add({.name = "tiles_shared_walks_64", .B = 24, .T = 70, .H = 6, .HV = 6, .K = 64, .V = 64});
+  add({.name = "tiles_shared_walks_128",
+       .B = 16,
+       .T = 110,
+       .H = 6,
+       .HV = 12,
+       .K = 128,
+       .V = 128,
+       .gates = Gates::kLayer,
+       .value_scale = 100});
+  add({.name = "tiles_shared_walks_256",
+       .B = 8,
+       .T = 150,
+       .H = 3,
+       .HV = 3,
+       .K = 256,
+       .V = 512,
+       .l2norm = true});
+  add({.name = "tiles_shared_walks_without_momentum",
+       .B = 16,
+       .T = 110,
+       .H = 12,
+       .HV = 12,
+       .K = 64,
+       .V = 128,
+       .gates = Gates::kNoMomentum,
+       .momentum = false});
   add({.name = "tiles_no_states", .B = 2, .T = 140, .K = 128, .V = 256, .states = false});
   add({.name = "tiles_layer_gates",
        .T = 300,

@@ -18,6 +18,7 @@ struct HopperForwardConfig {
   int64_t prepare_blocks = 0;     // that take them
   int64_t shared_items = 0;       // everyone's, the others being the helpers' (hopper_progress.cuh)
   int helpers_from = 0;           // first multiprocessor of the helpers
+  bool shared_walks = false;      // blocks share walks (hopper_recurrence_work.cuh)
   int segments = 1;               // that every sequence is cut into (hopper_segments.h)
   int64_t map_blocks = 0;         // of the segments' maps
   int64_t recurrence_blocks = 0;  // (segment, value head, value_tiles * 64 channels of V)

@@ -16,9 +16,11 @@
 namespace mdn::kernels::cuda {
 namespace {
 
-constexpr int kTileChannels = 64;         // of V, one warpgroup (K = 256: two)
-constexpr double kSmallestFill = 0.7;     // of the multiprocessors, for two tiles a block
-constexpr int kSharedMemory = 227 << 10;  // what a block of the recurrence may take
+constexpr int kTileChannels = 64;                  // of V, one warpgroup (K = 256: two)
+constexpr double kSmallestFill = 0.7;              // of the multiprocessors, for two tiles a block
+constexpr int kMostWaves = hopper::kMaxParts - 2;  // that blocks share instead
+constexpr double kSmallestIdle = 1.05;             // places in all waves over blocks, for sharing
+constexpr int kSharedMemory = 227 << 10;           // what a block of the recurrence may take
 
 // Times of one item of prepare on a whole multiprocessor, and of one chunk of the recurrence there.
 constexpr double kPrepareTime = 4.0;  // microseconds, measured
@@ -32,13 +34,41 @@ int64_t tokens(const MomentumDeltaRuleProblem& problem) {
   return problem.B * problem.T;
 }
 
-size_t progress_words(const MomentumDeltaRuleProblem& problem) {
-  return sizeof(hopper::Progress) / 4 +
-         static_cast<size_t>(max_chunks(problem, kChunk) * problem.HV);
+/// Words that are 0 before prepare starts: its progress, what is there of the records, and what is
+/// there of handed states.
+struct Words {
+  size_t handed;  // where these begin
+  size_t all;
+};
+
+Words progress_words(const MomentumDeltaRuleProblem& problem, const HopperForwardConfig& config) {
+  const size_t handed =
+      sizeof(hopper::Progress) / 4 + static_cast<size_t>(max_chunks(problem, kChunk) * problem.HV);
+  const int64_t pieces = config.shared_walks ? config.recurrence_blocks : 0;
+  return {handed, handed + static_cast<size_t>(pieces * hopper::kHandingWarps)};
 }
 
-size_t progress_bytes(const MomentumDeltaRuleProblem& problem) {
-  return (progress_words(problem) * 4 + 255) / 256 * 256;
+size_t progress_bytes(const MomentumDeltaRuleProblem& problem, const HopperForwardConfig& config) {
+  return (progress_words(problem, config).all * 4 + 255) / 256 * 256;
+}
+
+size_t handed_bytes(const MomentumDeltaRuleProblem& problem, const HopperForwardConfig& config) {
+  const int64_t channels = 2 * config.value_tiles * kTileChannels;  // of S and M
+  return config.shared_walks
+             ? static_cast<size_t>(config.recurrence_blocks * channels * problem.K) * sizeof(float)
+             : 0;
+}
+
+/// Whether blocks share walks instead of running as waves, of which the last leaves multiprocessors
+/// idle. Packed sequences are of unequal lengths, known on the device alone.
+bool shares_walks(const MomentumDeltaRuleProblem& problem, const HopperForwardConfig& config,
+                  int64_t SMs) {
+  const int64_t blocks = config.recurrence_blocks;
+  const int64_t waves = (blocks + SMs - 1) / SMs;
+  const int64_t chunks = (problem.T + kChunk - 1) / kChunk;
+  return problem.cu_seqlens == nullptr && config.segments == 1 && chunks > 0 && blocks > SMs &&
+         waves <= kMostWaves && blocks * chunks <= INT32_MAX &&
+         static_cast<double>(waves * SMs) > kSmallestIdle * static_cast<double>(blocks);
 }
 
 }  // namespace
@@ -48,7 +78,7 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
   HopperForwardConfig config;
   config.segments = choose_segments(problem, device);
   config.map_blocks = config.segments == 1 ? 0 : segment_map_blocks(problem, config.segments);
-  const int64_t tiles = problem.N * config.segments * problem.HV * (problem.V / kTileChannels);
+  const int64_t tiles = tile_walks(problem) * config.segments;
   const int64_t pairs = tiles / 2;  // exact where pairs can be taken
   config.split = problem.K > 128;
   if (!config.split && problem.V % (2 * kTileChannels) == 0 &&
@@ -59,6 +89,10 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
 
   const int64_t SMs = device.multiprocessors;
   const int64_t chunks = max_chunks(problem, kChunk);
+  config.shared_walks = shares_walks(problem, config, SMs);
+  if (config.shared_walks) {
+    config.recurrence_blocks = SMs;
+  }
   const int64_t blocks_each = config.split ? 3 : 4;  // that fit a multiprocessor
   config.prepare_items = chunks * problem.H;
   config.prepare_blocks = std::min(config.prepare_items, SMs * blocks_each);
@@ -83,13 +117,13 @@ HopperForwardConfig choose_hopper_forward(const MomentumDeltaRuleProblem& proble
 
 std::string describe(const HopperForwardConfig& config) {
   return fmt::format(
-      "prepare {} blocks, {} of {} items late; {}recurrence {} blocks of {} tile{}{}",
+      "prepare {} blocks, {} of {} items late; {}recurrence {} blocks of {} tile{}{}{}",
       config.prepare_blocks, config.prepare_items - config.shared_items, config.prepare_items,
       config.segments == 1
           ? ""
           : fmt::format("{} segments, {} blocks of maps; ", config.segments, config.map_blocks),
       config.recurrence_blocks, config.value_tiles, config.value_tiles == 1 ? "" : "s",
-      config.split ? ", key channels split" : "");
+      config.split ? ", key channels split" : "", config.shared_walks ? ", walks shared" : "");
 }
 
 size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem) {
@@ -103,14 +137,14 @@ bool hopper_supports_forward(const MomentumDeltaRuleProblem& problem, const Devi
   constexpr int64_t kLargest = (int64_t{1} << 31) - kChunk;  // coordinates and grids are 32-bit
   return device.major == 9 && device.minor == 0 && device.shared_memory >= kSharedMemory && dtype &&
          K && V && tokens(problem) < kLargest &&
-         max_chunks(problem, kChunk) * problem.H < kLargest &&
-         problem.N * problem.HV * (problem.V / kTileChannels) < kLargest;
+         max_chunks(problem, kChunk) * problem.H < kLargest && tile_walks(problem) < kLargest;
 }
 
 size_t hopper_forward_workspace(const MomentumDeltaRuleProblem& problem,
                                 const DeviceFacts& device) {
-  return chunk_table_bytes(problem, kChunk) + progress_bytes(problem) +
-         hopper_saved(problem, device);
+  const HopperForwardConfig config = choose_hopper_forward(problem, device);
+  return chunk_table_bytes(problem, kChunk) + progress_bytes(problem, config) +
+         handed_bytes(problem, config) + hopper_saved(problem, device);
 }
 
 size_t hopper_saved(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device) {
@@ -129,16 +163,22 @@ HopperForwardArguments hopper_forward_arguments(const MomentumDeltaRuleForward& 
   arguments.v = ptx::make_tensor_map(problem.dtype, in.v, count, problem.HV, problem.V);
   char* progress = static_cast<char*>(call.workspace) + chunk_table_bytes(problem, kChunk);
   arguments.progress = reinterpret_cast<hopper::Progress*>(progress);
-  arguments.records =
-      call.saved != nullptr ? static_cast<char*>(call.saved) : progress + progress_bytes(problem);
+  const Words words = progress_words(problem, config);
+  char* handed = progress + progress_bytes(problem, config);
+  if (config.shared_walks) {
+    arguments.handed.states = reinterpret_cast<float*>(handed);
+    arguments.handed.words = reinterpret_cast<uint32_t*>(progress) + words.handed;
+  }
+  arguments.records = call.saved != nullptr ? static_cast<char*>(call.saved)
+                                            : handed + handed_bytes(problem, config);
   arguments.segments =
       segment_memory(problem, config.segments, arguments.records + hopper_record_bytes(problem));
   if (config.segments > 1) {  // before the chunk table: prepare waits for that alone
     clear_unknown(problem, arguments.segments.unknown, stream);
   }
-  arguments.table = make_chunk_table(problem, kChunk, call.workspace, stream,
-                                     reinterpret_cast<uint32_t*>(progress),
-                                     static_cast<int64_t>(progress_words(problem)));
+  arguments.table =
+      make_chunk_table(problem, kChunk, call.workspace, stream,
+                       reinterpret_cast<uint32_t*>(progress), static_cast<int64_t>(words.all));
   return arguments;
 }
 

@@ -71,7 +71,10 @@ void launch_hopper_recurrence(const MomentumDeltaRuleForward& call,
       static_cast<int>(problem.HV / problem.H),
       static_cast<int>(problem.V),
       config.segments,
-      arguments.segments.unknown};
+      arguments.segments.unknown,
+      config.shared_walks ? static_cast<int>(tile_walks(problem) / config.value_tiles) : 0,
+      static_cast<int>((problem.T + kChunk - 1) / kChunk),
+      arguments.handed};
   const auto run = [&](auto* kernel, int threads, size_t shared) {
     if (config.prepare_blocks == 0 || cut) {  // no kernel that it may overlap with
       launch("launch of recurrence", kernel, config.recurrence_blocks, threads, shared, stream,

@@ -22,9 +22,19 @@ struct Progress {
   uint32_t taken;          // of the items that are everyone's, beyond each block's first
   uint32_t taken_helpers;  // of the others
   uint32_t helpers;        // blocks that stay until all items are done
-  uint32_t unused[61];
+  uint32_t pieces;         // taken, where blocks of the recurrence share walks
+  uint32_t unused[60];
 };
 static_assert(sizeof(Progress) == 256);
+
+/// Where blocks of the recurrence share walks (hopper_recurrence_work.cuh): what the parts of walks
+/// hand over, by the piece that receives it.
+struct HandedStates {
+  float* states = nullptr;  // [pieces] of S, then M without which there is none: [channels of V, K]
+  uint32_t* words = nullptr;  // [pieces, kHandingWarps], 1: there; 0 before
+};
+inline constexpr int kHandingWarps = 8;  // consumers of a block, at most
+inline constexpr int kMaxParts = 8;      // of walks in a piece
 }  // namespace hopper
 
 /// Device pointers and tensor maps of one call.
@@ -35,8 +45,14 @@ struct HopperForwardArguments {
   ChunkTable table;
   char* records = nullptr;  // hopper_saved.h
   hopper::Progress* progress = nullptr;
+  hopper::HandedStates handed;
   SegmentMemory segments;
 };
+
+/// Walks of one tile of 64 value channels, sequences not cut.
+inline int64_t tile_walks(const MomentumDeltaRuleProblem& problem) {
+  return problem.N * problem.HV * (problem.V / 64);
+}
 
 /// Bytes of the records of a call.
 size_t hopper_record_bytes(const MomentumDeltaRuleProblem& problem);

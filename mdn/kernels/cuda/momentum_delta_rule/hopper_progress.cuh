@@ -49,18 +49,28 @@ __device__ __forceinline__ bool on_helper(const ItemOrder& order) {
   return static_cast<int>(multiprocessor) >= order.helpers_from;
 }
 
+/// Sets a word in global memory to 1, behind all that this thread has done or was told of.
+__device__ __forceinline__ void set_word(uint32_t* word) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(1u) : "memory");
+}
+
+/// Waits for that.
+__device__ __forceinline__ void wait_word(const uint32_t* word) {
+  uint32_t value;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  } while (value == 0);
+}
+
 /// Says that this thread's copies to a record, which it has waited for, are there.
 __device__ __forceinline__ void publish(uint32_t* ready) {
   ptx::fence_async_global();
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(ready), "r"(1u) : "memory");
+  set_word(ready);
 }
 
 /// Waits for a record before this thread's copies from it.
 __device__ __forceinline__ void wait_ready(const uint32_t* ready) {
-  uint32_t value;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(ready) : "memory");
-  } while (value == 0);
+  wait_word(ready);
   ptx::fence_async_global();
 }
 

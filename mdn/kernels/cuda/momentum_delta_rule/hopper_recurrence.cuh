@@ -109,202 +109,196 @@ __device__ __forceinline__ void walk_tile(RecurrenceShared<R>& shared,
   const uint32_t park = ptx::shared_address(shared.turn[tile]) + lane_offset;
   float S[R::K / 2];
   [[maybe_unused]] float M[R::K / 2];
-  {
-    const int channel = 64 * tile + 16 * warp + lane / 4;
-    const int64_t row = state_row(shared.work.start, shared.work, params, channel) * R::K + column;
-    load_states<R>(S, M, params.initial_S, params.initial_M, row);
-  }
   Unit& unit = shared.units[tile][warp];
-  begin_unit(unit);
-  const int chunks = shared.work.chunks;
+  for (int part = 0; part < shared.parts; ++part) {
+    const RecurrenceWork& work = shared.works[part];
+    begin_part<R>(S, M, params, work, 64 * tile + 16 * warp + lane / 4, column, 4 * tile + warp);
+    begin_unit(unit);
+    const int to = work.to;  // read in the loop, it would cost the assembler spills
+    for (int i = work.from; i < to; ++i) {
+      const int stage = i % R::kStages;
+      const ChunkVectors& vectors = shared.vectors(stage);
+      const bool k_ready = shared.k_ring.try_full(i);  // asked together: one latency
+      const bool record_ready = shared.record_ring.try_full(i);
+      const bool v_ready = shared.v_ring.try_full(i);
+      const bool q_ready = shared.q_ring.try_full(i);
 
-  for (int i = 0; i < chunks; ++i) {
-    const int stage = i % R::kStages;
-    const ChunkVectors& vectors = shared.vectors(stage);
-    const bool k_ready = shared.k_ring.try_full(i);  // asked together: one latency
-    const bool record_ready = shared.record_ring.try_full(i);
-    const bool v_ready = shared.v_ring.try_full(i);
-    const bool q_ready = shared.q_ring.try_full(i);
+      if constexpr (std::is_same_v<T, __half>) {
+        fit_unit_to_states<R>(unit, largest_state<R>(S, M), S, M);
+      }
 
-    if constexpr (std::is_same_v<T, __half>) {
-      fit_unit_to_states<R>(unit, largest_state<R>(S, M), S, M);
-    }
-
-    // X: XS^T = S^T K^T, then XM^T = M^T K^T.
-    float XS[32];
-    [[maybe_unused]] float XM[32];
-    shared.k_ring.wait_full(i, k_ready);
+      // X: XS^T = S^T K^T, then XM^T = M^T K^T.
+      float XS[32];
+      [[maybe_unused]] float XM[32];
+      shared.k_ring.wait_full(i, k_ready);
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      if (pair > 0) {  // nothing is in flight before
+      for (int pair = 0; pair < kPairs; ++pair) {
+        if (pair > 0) {  // nothing is in flight before
+          ptx::wgmma_wait<1>();
+        }
+        state_products<T, kHalfFirst, 2>(XS, S, shared.k[stage], 2 * pair);
+      }
+      shared.record_ring.wait_full(i, record_ready);
+      shared.v_ring.wait_full(i, v_ready);
+      const uint32_t v_address = ptx::shared_address(shared.v[stage][tile]) + lane_offset;
+      float Wf[32];
+      const float per_unit = unit.inverse;
+      const auto begin_W = [&](int j) {  // V^T - e XS^T for 16 tokens
+        uint32_t v[4];
+        ptx::ldmatrix_trans(v, v_address + j * 2048);
+#pragma unroll
+        for (int word = 0; word < 4; ++word) {
+          const float2 e = parts::column_pair(vectors.e + column, 2 * j + word / 2);
+          const float2 pair = ptx::unpack<T>(v[word]);
+          const int at = 8 * j + 2 * word;
+          Wf[at] = fmaf(-e.x, XS[at], per_unit * pair.x);
+          Wf[at + 1] = fmaf(-e.y, XS[at + 1], per_unit * pair.y);
+        }
+      };
+#pragma unroll
+      for (int pair = 0; R::kMomentum && pair < kPairs; ++pair) {
         ptx::wgmma_wait<1>();
+        state_products<T, kHalfFirst, 2>(XM, M, shared.k[stage], 2 * pair);
+        if (pair == 1) {
+          ptx::wgmma_touch(XS);
+        }
+        if (R::kWide && pair >= 1) {
+          begin_W(pair - 1);
+        }
       }
-      state_products<T, kHalfFirst, 2>(XS, S, shared.k[stage], 2 * pair);
-    }
-    shared.record_ring.wait_full(i, record_ready);
-    shared.v_ring.wait_full(i, v_ready);
-    const uint32_t v_address = ptx::shared_address(shared.v[stage][tile]) + lane_offset;
-    float Wf[32];
-    const float per_unit = unit.inverse;
-    const auto begin_W = [&](int j) {  // V^T - e XS^T for 16 tokens
-      uint32_t v[4];
-      ptx::ldmatrix_trans(v, v_address + j * 2048);
 #pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        const float2 e = parts::column_pair(vectors.e + column, 2 * j + word / 2);
-        const float2 pair = ptx::unpack<T>(v[word]);
-        const int at = 8 * j + 2 * word;
-        Wf[at] = fmaf(-e.x, XS[at], per_unit * pair.x);
-        Wf[at + 1] = fmaf(-e.y, XS[at + 1], per_unit * pair.y);
+      for (int j = kPairs - 1; R::kWide && j < 4; ++j) {
+        begin_W(j);
       }
-    };
-#pragma unroll
-    for (int pair = 0; R::kMomentum && pair < kPairs; ++pair) {
-      ptx::wgmma_wait<1>();
-      state_products<T, kHalfFirst, 2>(XM, M, shared.k[stage], 2 * pair);
-      if (pair == 1) {
+      ptx::wgmma_wait<0>();
+      if constexpr (R::kMomentum) {
+        ptx::wgmma_touch(XM);
+      } else {
         ptx::wgmma_touch(XS);
       }
-      if (R::kWide && pair >= 1) {
-        begin_W(pair - 1);
+#pragma unroll
+      for (int j = 0; !R::kWide && j < 4; ++j) {
+        begin_W(j);
       }
-    }
-#pragma unroll
-    for (int j = kPairs - 1; R::kWide && j < 4; ++j) {
-      begin_W(j);
-    }
-    ptx::wgmma_wait<0>();
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(XM);
-    } else {
-      ptx::wgmma_touch(XS);
-    }
-#pragma unroll
-    for (int j = 0; !R::kWide && j < 4; ++j) {
-      begin_W(j);
-    }
-    shared.k_ring.release(i);
-    shared.v_ring.release(i);
+      shared.k_ring.release(i);
+      shared.v_ring.release(i);
 
-    // W^T = V^T - e XS^T + c XM^T
-    uint32_t W[4][4];
+      // W^T = V^T - e XS^T + c XM^T
+      uint32_t W[4][4];
 #pragma unroll
-    for (int j = 0; R::kMomentum && j < 8; ++j) {
-      const float2 c = parts::column_pair(vectors.c + column, j);
+      for (int j = 0; R::kMomentum && j < 8; ++j) {
+        const float2 c = parts::column_pair(vectors.c + column, j);
 #pragma unroll
-      for (int at = 4 * j; at < 4 * j + 4; at += 2) {
-        Wf[at] = fmaf(c.x, XM[at], Wf[at]);
-        Wf[at + 1] = fmaf(c.y, XM[at + 1], Wf[at + 1]);
+        for (int at = 4 * j; at < 4 * j + 4; at += 2) {
+          Wf[at] = fmaf(c.x, XM[at], Wf[at]);
+          Wf[at + 1] = fmaf(c.y, XM[at + 1], Wf[at + 1]);
+        }
       }
-    }
-    fit_unit_to_W<R>(unit, Wf, vectors.w_limit, S, M);
+      fit_unit_to_W<R>(unit, Wf, vectors.w_limit, S, M);
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      parts::fragment<__half>(W[slice], Wf, slice);
-    }
+      for (int slice = 0; slice < 4; ++slice) {
+        parts::fragment<__half>(W[slice], Wf, slice);
+      }
 
-    // R: R'^T = W^T T^T
-    float Rt[32];
-    matrix_products<false>(Rt, W, ptx::shared_address(shared.record[stage] + kRecordT));
+      // R: R'^T = W^T T^T
+      float Rt[32];
+      matrix_products<false>(Rt, W, ptx::shared_address(shared.record[stage] + kRecordT));
 
-    // Q: S^T Q^T, then M^T Q^T. Under the former R' is rounded and parked in shared memory; under
-    // the latter, or under the former alone, the states are scaled in place: the products in flight
-    // hold rounded copies.
-    float OS[32];
-    [[maybe_unused]] float OM[32];
-    const float a_end = vectors.a_end;
-    constexpr int kGroup = R::kGroupQ;
-    constexpr int kGroups = R::K / 16 / kGroup;
-    shared.q_ring.wait_full(i, q_ready);
+      // Q: S^T Q^T, then M^T Q^T. Under the former R' is rounded and parked in shared memory; under
+      // the latter, or under the former alone, the states are scaled in place: the products in
+      // flight hold rounded copies.
+      float OS[32];
+      [[maybe_unused]] float OM[32];
+      const float a_end = vectors.a_end;
+      constexpr int kGroup = R::kGroupQ;
+      constexpr int kGroups = R::K / 16 / kGroup;
+      shared.q_ring.wait_full(i, q_ready);
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      ptx::wgmma_wait<1>();
-      state_products<T, !kHalfFirst, kGroup>(OS, S, shared.q[stage], kGroup * group);
-      if (group == 1) {
-        ptx::wgmma_touch(Rt);
-        parts::store_transposed<__half>(park, Rt);
-        __syncwarp();
+      for (int group = 0; group < kGroups; ++group) {
+        ptx::wgmma_wait<1>();
+        state_products<T, !kHalfFirst, kGroup>(OS, S, shared.q[stage], kGroup * group);
+        if (group == 1) {
+          ptx::wgmma_touch(Rt);
+          parts::store_transposed<__half>(park, Rt);
+          __syncwarp();
+        }
+#pragma unroll
+        for (int at = 8 * kGroup * group; !R::kMomentum && at < 8 * kGroup * (group + 1); ++at) {
+          S[at] *= a_end;
+        }
+      }
+      [[maybe_unused]] const float b_end = vectors.b_end;
+      [[maybe_unused]] const float m_end = vectors.m_end;
+      float O[32];
+#pragma unroll
+      for (int group = 0; R::kMomentum && group < kGroups; ++group) {
+        ptx::wgmma_wait<1>();
+        state_products<T, !kHalfFirst, kGroup>(OM, M, shared.q[stage], kGroup * group);
+        if (group == 1) {
+          ptx::wgmma_touch(OS);
+        }
+        if (R::kWide && group >= 1 && group <= 4) {
+          scale_columns(O, OS, vectors.a + column, group - 1);
+        }
+#pragma unroll
+        for (int at = 8 * kGroup * group; at < 8 * kGroup * (group + 1); ++at) {
+          S[at] = fmaf(-b_end, M[at], a_end * S[at]);
+          M[at] *= m_end;
+        }
       }
 #pragma unroll
-      for (int at = 8 * kGroup * group; !R::kMomentum && at < 8 * kGroup * (group + 1); ++at) {
-        S[at] *= a_end;
+      for (int j = kGroups - 1; R::kWide && j < 4; ++j) {
+        scale_columns(O, OS, vectors.a + column, j);
       }
-    }
-    [[maybe_unused]] const float b_end = vectors.b_end;
-    [[maybe_unused]] const float m_end = vectors.m_end;
-    float O[32];
-#pragma unroll
-    for (int group = 0; R::kMomentum && group < kGroups; ++group) {
-      ptx::wgmma_wait<1>();
-      state_products<T, !kHalfFirst, kGroup>(OM, M, shared.q[stage], kGroup * group);
-      if (group == 1) {
+      const Chunk chunk = params.chunks[work.begin + i];
+      shared.keys16_ring.wait_full(
+          i);  // ends a basic block: what is above stays under the products
+      ptx::wgmma_wait<0>();
+      if constexpr (R::kMomentum) {
+        ptx::wgmma_touch(OM);
+      } else {
         ptx::wgmma_touch(OS);
       }
-      if (R::kWide && group >= 1 && group <= 4) {
-        scale_columns(O, OS, vectors.a + column, group - 1);
+#pragma unroll
+      for (int j = 0; !R::kWide && j < 4; ++j) {
+        scale_columns(O, OS, vectors.a + column, j);
       }
+      shared.q_ring.release(i);
 #pragma unroll
-      for (int at = 8 * kGroup * group; at < 8 * kGroup * (group + 1); ++at) {
-        S[at] = fmaf(-b_end, M[at], a_end * S[at]);
-        M[at] *= m_end;
+      for (int j = 0; R::kMomentum && j < 8; ++j) {  // O^T = a OS^T - b OM^T
+        const float2 b = parts::column_pair(vectors.b + column, j);
+#pragma unroll
+        for (int at = 4 * j; at < 4 * j + 4; at += 2) {
+          O[at] = fmaf(-b.x, OM[at], O[at]);
+          O[at + 1] = fmaf(-b.y, OM[at + 1], O[at + 1]);
+        }
       }
-    }
-#pragma unroll
-    for (int j = kGroups - 1; R::kWide && j < 4; ++j) {
-      scale_columns(O, OS, vectors.a + column, j);
-    }
-    const Chunk chunk = params.chunks[shared.work.begin + i];
-    shared.keys16_ring.wait_full(i);  // ends a basic block: what is above stays under the products
-    ptx::wgmma_wait<0>();
-    if constexpr (R::kMomentum) {
-      ptx::wgmma_touch(OM);
-    } else {
-      ptx::wgmma_touch(OS);
-    }
-#pragma unroll
-    for (int j = 0; !R::kWide && j < 4; ++j) {
-      scale_columns(O, OS, vectors.a + column, j);
-    }
-    shared.q_ring.release(i);
-#pragma unroll
-    for (int j = 0; R::kMomentum && j < 8; ++j) {  // O^T = a OS^T - b OM^T
-      const float2 b = parts::column_pair(vectors.b + column, j);
-#pragma unroll
-      for (int at = 4 * j; at < 4 * j + 4; at += 2) {
-        O[at] = fmaf(-b.x, OM[at], O[at]);
-        O[at + 1] = fmaf(-b.y, OM[at + 1], O[at + 1]);
-      }
-    }
 
-    // U: O^T += R'^T PGD^T, then S^T += (g R')^T K, M^T -= (n R')^T K.
-    uint32_t R16[4][4];
+      // U: O^T += R'^T PGD^T, then S^T += (g R')^T K, M^T -= (n R')^T K.
+      uint32_t R16[4][4];
 #pragma unroll
-    for (int slice = 0; slice < 4; ++slice) {
-      ptx::ldmatrix_trans(R16[slice], park + slice * 2048);
-    }
-    const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD);
-    const uint32_t keys16 = ptx::shared_address(shared.keys16[stage]);
-    touch_states<R>(S, M);
-    matrix_products<true>(O, R16, PGD);
-    write_states<R>(S, M, R16, vectors, column, keys16);
+      for (int slice = 0; slice < 4; ++slice) {
+        ptx::ldmatrix_trans(R16[slice], park + slice * 2048);
+      }
+      const uint32_t PGD = ptx::shared_address(shared.record[stage] + kRecordPGD);
+      const uint32_t keys16 = ptx::shared_address(shared.keys16[stage]);
+      touch_states<R>(S, M);
+      matrix_products<true>(O, R16, PGD);
+      write_states<R>(S, M, R16, vectors, column, keys16);
 
-    // The output, under the updates.
-    ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
-    ptx::wgmma_touch(O);
-    uint4 words[4];
-    turn_output<T, 64>(words, shared.turn[tile], O, unit.value, warp, lane);
-    write_output<T, 64>(params, shared.work, chunk, words, shared.work.value + 64 * tile, warp,
-                        lane, 0);
-    ptx::wgmma_wait<0>();
-    touch_states<R>(S, M);
-    shared.keys16_ring.release(i);
-    shared.record_ring.release(i);
-  }
-  const int channel = 64 * tile + 16 * warp + lane / 4;
-  if (shared.work.ends) {
-    const int64_t row =
-        state_row(shared.work.sequence, shared.work, params, channel) * R::K + column;
-    store_states<R>(S, M, params.final_S, params.final_M, row, unit.value);
+      // The output, under the updates.
+      ptx::wgmma_wait<R::kMomentum ? 2 : 1>();
+      ptx::wgmma_touch(O);
+      uint4 words[4];
+      turn_output<T, 64>(words, shared.turn[tile], O, unit.value, warp, lane);
+      write_output<T, 64>(params, work, chunk, words, work.value + 64 * tile, warp, lane, 0);
+      ptx::wgmma_wait<0>();
+      touch_states<R>(S, M);
+      shared.keys16_ring.release(i);
+      shared.record_ring.release(i);
+    }
+    end_part<R>(S, M, params, work, 64 * tile + 16 * warp + lane / 4, column, 4 * tile + warp,
+                unit.value);
   }
 }
 

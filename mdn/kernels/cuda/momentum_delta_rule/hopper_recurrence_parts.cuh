@@ -20,8 +20,8 @@
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_progress.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_recurrence_work.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
-#include "mdn/kernels/cuda/momentum_delta_rule/hopper_segments.cuh"
 #include "mdn/kernels/cuda/parts/fragment.cuh"
 #include "mdn/kernels/cuda/parts/tile.cuh"
 #include "mdn/kernels/cuda/ptx/fence.cuh"
@@ -33,65 +33,9 @@
 
 namespace mdn::kernels::cuda::hopper {
 
-struct RecurrenceParams {
-  const Chunk* chunks;
-  const int32_t* begin;  // chunks of a sequence, chunk_table.h
-  const char* records;
-  Progress* progress;
-  const float* initial_S;  // [N segments, HV, V, K], null: zeros
-  const float* initial_M;
-  float* final_S;  // [N, HV, V, K], null: not wanted
-  float* final_M;
-  void* o;  // [tokens, HV, V]
-  int HV;
-  int group;  // value heads a query/key head
-  int V;
-  int segments;             // that a sequence is cut into, hopper_segments.h
-  const uint32_t* unknown;  // [N, HV]; null for one segment
-};
-
-/// What a block works on.
-struct RecurrenceWork {
-  int sequence;
-  int start;  // of the initial states
-  bool ends;  // with the sequence
-  int head;
-  int value;  // first channel of V
-  int begin;  // chunk table entries
-  int chunks;
-};
-
-/// Tiles of V of one head are neighbours: what they share of q, k and records comes from L2.
-__device__ __forceinline__ RecurrenceWork block_work(const RecurrenceParams& params, int tiles) {
-  const int parts = params.V / (64 * tiles);
-  int block = static_cast<int>(blockIdx.x);
-  RecurrenceWork work;
-  work.value = block % parts * (64 * tiles);
-  block /= parts;
-  work.head = block % params.HV;
-  work.start = block / params.HV;
-  work.sequence = work.start / params.segments;
-  const int segment = work.start % params.segments;
-  const int first = params.begin[work.sequence];
-  const int chunks = params.begin[work.sequence + 1] - first;
-  // Segments whose start is known; the last of them is walked to the sequence's end.
-  const int known =
-      params.segments -
-      (params.unknown == nullptr
-           ? 0
-           : static_cast<int>(params.unknown[int64_t{work.sequence} * params.HV + work.head]));
-  work.ends = segment == known - 1;
-  const int from = segment_begin(chunks, segment, params.segments);
-  const int to = work.ends ? chunks : segment_begin(chunks, segment + 1, params.segments);
-  work.begin = first + from;
-  work.chunks = segment < known ? to - from : 0;
-  return work;
-}
-
 inline constexpr int kRecordStage = 19 * 1024;
 static_assert(kRecordStage >= kRecordBytes);
-inline constexpr int kConverters = 96;        // threads
-inline constexpr int kBarrierConverters = 8;  // a named barrier
+inline constexpr int kConverters = 96;  // threads
 
 /// A ring of stages: `full` ends when data is there, `empty` when everyone has read it: every lane
 /// arrives for what it has read or written itself. `i` counts the uses.
@@ -152,7 +96,7 @@ template <class T, class Shared>
 __device__ __forceinline__ void convert_keys(Shared& shared, int thread) {
   constexpr int kStages = std::extent_v<decltype(Shared::k)>;
   constexpr int kStages16 = std::extent_v<decltype(Shared::keys16)>;
-  const int chunks = shared.work.chunks;
+  const int chunks = shared.chunks();
   for (int i = 0; i < chunks; ++i) {
     const int stage = i % kStages;
     shared.record_ring.wait_full(i);
@@ -177,7 +121,8 @@ struct RecurrenceStages {
   alignas(1024) char keys16[R::kLateStages][R::kBoxes][ptx::kBoxBytes];
   alignas(1024) char record[R::kStages][kRecordStage];
   alignas(1024) char v[R::kStages][R::kTiles][ptx::kBoxBytes];
-  RecurrenceWork work;  // here it takes no registers
+  RecurrenceWork works[kMaxParts];  // here they take no registers
+  int parts;
   Ring<R::kLateStages> q_ring;
   Ring<R::kStages> k_ring;
   Ring<R::kLateStages> keys16_ring;
@@ -193,8 +138,10 @@ struct RecurrenceStages {
     record_ring.init(1, kConsumers + kConverters);
     v_ring.init(1, kConsumers);
     ptx::mbarrier_init_fence();
-    work = block_work(params, R::kTiles);
+    parts = block_works(works, params, R::kTiles);
   }
+  /// Of all parts.
+  __device__ int chunks() const { return works[parts - 1].to; }
   __device__ const ChunkVectors& vectors(int stage) const {
     return *reinterpret_cast<const ChunkVectors*>(record[stage] + kRecordVectors);
   }
@@ -205,21 +152,25 @@ template <class R>
 __device__ __forceinline__ void load_tiles(RecurrenceStages<R>& shared, const CUtensorMap& q_map,
                                            const CUtensorMap& k_map, const CUtensorMap& v_map,
                                            const RecurrenceParams& params) {
-  const RecurrenceWork work = shared.work;
-  const int key_head = work.head / params.group;
-  for (int i = 0; i < work.chunks; ++i) {
-    const int64_t entry = work.begin + i;
-    const int token = static_cast<int>(params.chunks[entry].token);
-    const int stage = i % R::kStages;
-    load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[stage], k_map, 0, key_head, token);
-    const char* record = ready_record(params, entry, work.head);
-    uint64_t* full = &shared.record_ring.full[stage];
-    shared.record_ring.wait_empty(i);
-    ptx::mbarrier_arrive_expect(full, kRecordBytes);
-    ptx::bulk_load(shared.record[stage], record, kRecordBytes, full);
-    load_boxes<R::kTiles>(shared.v_ring, i, shared.v[stage], v_map, work.value, work.head, token);
-    load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[i % R::kLateStages], q_map, 0, key_head,
-                          token);
+  for (int part = 0; part < shared.parts; ++part) {
+    const RecurrenceWork work = shared.works[part];
+    const int key_head = work.head / params.group;
+    // Chunks of a sequence follow each other: one read from memory.
+    int token =
+        work.from == work.to ? 0 : static_cast<int>(params.chunks[work.begin + work.from].token);
+    for (int i = work.from; i < work.to; ++i, token += kChunk) {
+      const int64_t entry = work.begin + i;
+      const int stage = i % R::kStages;
+      load_boxes<R::kBoxes>(shared.k_ring, i, shared.k[stage], k_map, 0, key_head, token);
+      const char* record = ready_record(params, entry, work.head);
+      uint64_t* full = &shared.record_ring.full[stage];
+      shared.record_ring.wait_empty(i);
+      ptx::mbarrier_arrive_expect(full, kRecordBytes);
+      ptx::bulk_load(shared.record[stage], record, kRecordBytes, full);
+      load_boxes<R::kTiles>(shared.v_ring, i, shared.v[stage], v_map, work.value, work.head, token);
+      load_boxes<R::kBoxes>(shared.q_ring, i, shared.q[i % R::kLateStages], q_map, 0, key_head,
+                            token);
+    }
   }
 }
 
@@ -290,6 +241,7 @@ struct Unit {
 
 /// One lane's store, seen by the warp.
 __device__ __forceinline__ void begin_unit(Unit& unit) {
+  __syncwarp();  // all lanes have read that of the part before
   if (ptx::elect_one()) {
     unit = {1.0f, 1.0f};
   }
@@ -369,6 +321,42 @@ __device__ __forceinline__ void store_states(const float (&S)[kRegisters],
   store_state(S, to_S, offset, R::K, unit);
   if constexpr (R::kMomentum) {
     store_state(M, to_M, offset, R::K, unit);
+  }
+}
+
+/// The states that a part begins with: this thread's from `channel` of the block's and `key` on.
+/// `warp`: of the block's.
+template <class R, int kRegisters>
+__device__ __forceinline__ void begin_part(float (&S)[kRegisters], float (&M)[kRegisters],
+                                           const RecurrenceParams& params,
+                                           const RecurrenceWork& work, int channel, int key,
+                                           int warp) {
+  if (work.received < 0) {
+    const int64_t row = state_row(work.start, work, params, channel);
+    load_states<R>(S, M, params.initial_S, params.initial_M, row * R::K + key);
+  } else {
+    constexpr int kChannels = 64 * R::kTiles;
+    const int64_t row = int64_t{work.received} * (2 * kChannels) + channel;
+    wait_word(handed_words(params, work.received) + warp);
+    load_states<R>(S, M, params.handed.states, params.handed.states + kChannels * R::K,
+                   row * R::K + key);
+  }
+}
+
+/// Likewise leaves those that it ends with.
+template <class R, int kRegisters>
+__device__ __forceinline__ void end_part(const float (&S)[kRegisters], const float (&M)[kRegisters],
+                                         const RecurrenceParams& params, const RecurrenceWork& work,
+                                         int channel, int key, int warp, float unit) {
+  if (work.handed >= 0) {
+    constexpr int kChannels = 64 * R::kTiles;
+    const int64_t row = int64_t{work.handed} * (2 * kChannels) + channel;
+    store_states<R>(S, M, params.handed.states, params.handed.states + kChannels * R::K,
+                    row * R::K + key, unit);
+    hand_over(handed_words(params, work.handed) + warp);
+  } else if (work.ends) {
+    const int64_t row = state_row(work.sequence, work, params, channel);
+    store_states<R>(S, M, params.final_S, params.final_M, row * R::K + key, unit);
   }
 }
 

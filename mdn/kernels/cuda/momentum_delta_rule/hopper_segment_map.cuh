@@ -101,6 +101,7 @@ struct SegmentMapShared {
   Ring<R::kStages> record_ring;
   Ring<R::kStages> v_ring;
 
+  __device__ int chunks() const { return work.chunks; }
   __device__ const ChunkVectors& vectors(int stage) const {
     return *reinterpret_cast<const ChunkVectors*>(record[stage] + kMapRecordVectors);
   }
