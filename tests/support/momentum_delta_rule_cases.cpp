@@ -574,51 +574,24 @@ double relative_error(const std::vector<double>& x, const std::vector<double>& r
   return off / whole;
 }
 
-namespace {
-
-/// Three times the answer of the results to inputs of products whose every element is off by a
-/// relative ±u16 of random sign. Half a dozen stages of such rounding, of independent errors of
-/// about 0.4 u16 each, change a result by sqrt(6) 0.4 answers, about one.
-std::vector<double> answers_to_rounded_inputs(const MomentumDeltaRuleData& data, double u16,
-                                              const Results& reference) {
-  MomentumDeltaRuleData shaken = data;
-  Random random(99);
-  auto inputs = shaken.tensors();
-  const std::vector<std::string> kept = {"alpha", "mu", "eta", "beta", "pi"};  // float32
-  std::erase_if(inputs, [&](const auto& entry) {
-    return std::find(kept.begin(), kept.end(), entry.first) != kept.end();
-  });
-  inputs.emplace_back("d_o", &shaken.d_o);
-  inputs.emplace_back("d_S", &shaken.d_S);
-  inputs.emplace_back("d_M", &shaken.d_M);
-  for (auto& [name, tensor] : inputs) {
-    for (double& value : *tensor) {
-      value *= 1 + (random.uniform(0, 1) < 0.5 ? u16 : -u16);
-    }
-  }
-  const Results answer = run_reference(shaken);
-  std::vector<double> errors;
-  for (const Values& values : reference) {
-    errors.push_back(3 * relative_error(at(answer, values.name), values.x));
-  }
-  return errors;
-}
-
-}  // namespace
-
 std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
                                                        DType dtype, const Results& reference,
-                                                       DType operands,
-                                                       const std::vector<int64_t>& chunks) {
-  const bool rounded = size_of(operands) == 2;
+                                                       const std::vector<int64_t>& chunks,
+                                                       bool rounds_operands) {
   Rounding rounding;
-  rounding.unit = unit_roundoff(gate_type(dtype));
-  rounding.operands = rounded ? unit_roundoff(operands) : 0;
+  if (rounds_operands) {  // beside which sums in float32 are exact
+    rounding.inputs = format_of(dtype);
+    rounding.half = format_of(DType::kFloat16);
+  } else {
+    rounding.unit = unit_roundoff(gate_type(dtype));
+  }
   rounding.gradients = std::any_of(reference.begin(), reference.end(),
                                    [](const Values& values) { return is_gradient(values.name); });
-  // Small results need more draws until their mean square is known, and cost less.
+  // Small results need more draws until their mean square is known, and cost less; so do few causes
+  // of errors.
   const double elements = static_cast<double>(data.v.size()) * static_cast<double>(data.c.K);
-  const auto draws = static_cast<int>(std::clamp(kSimulatedElements / elements, 1.0, 32.0));
+  const double fewest = rounds_operands ? 16 : 1;
+  const auto draws = static_cast<int>(std::clamp(kSimulatedElements / elements, fewest, 32.0));
   std::vector<double> expected(reference.size());  // root mean square of the draws
   for (const int64_t chunk : chunks) {
     rounding.chunk = chunk;
@@ -635,24 +608,21 @@ std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleDa
     }
   }
   std::vector<std::pair<std::string, double>> result;
-  // The simulated algorithm rounds every operand. A backend that rounds fewer of them is not
-  // allowed more than what was allowed before there was a simulation.
-  const std::vector<double> answers =
-      rounded ? answers_to_rounded_inputs(data, rounding.operands, reference)
-              : std::vector<double>();
   for (size_t i = 0; i < reference.size(); ++i) {
     const Values& values = reference[i];
     const bool of_rows =
         values.name == "o" || values.name == "d_q" || values.name == "d_k" || values.name == "d_v";
     // ‖x‖ of n independent errors stays below 1 + 4 / sqrt(2 n) of its expected size at four
-    // standard deviations. Errors of one result have common causes: no more than 8 count.
-    const double independent = std::min(static_cast<double>(values.x.size()), 8.0);
+    // standard deviations. Errors of one result have common causes: no more than 8 count. With
+    // rounded operands one may be alone: <dS, S> of a chunk, or <dS, M>, <dM, M>, are part of each
+    // of its tokens' gradients of these gates.
+    const bool of_decay =
+        values.name == "d_alpha" || values.name == "d_mu" || values.name == "d_beta";
+    const double independent =
+        rounds_operands && of_decay ? 1.0 : std::min(static_cast<double>(values.x.size()), 8.0);
     const double spread = 1 + 4 / std::sqrt(2 * independent);
-    double allowed = spread * expected[i];
-    if (rounded) {
-      allowed = std::min(allowed, answers[i]);
-    }
-    result.emplace_back(values.name, unit_roundoff(of_rows ? dtype : gate_type(dtype)) + allowed);
+    result.emplace_back(values.name,
+                        unit_roundoff(of_rows ? dtype : gate_type(dtype)) + spread * expected[i]);
   }
   return result;
 }

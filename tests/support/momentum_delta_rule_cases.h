@@ -98,13 +98,14 @@ double relative_error(const std::vector<double>& x, const std::vector<double>& r
 
 /// Largest relative error that a backend may have in each result of `reference`, all or those
 /// without gradients (docs/numerics.md): the rounding of the output's type, and what the rounding
-/// inside a case can do to the result, as a simulation of the algorithm shows it. `operands`: the
-/// narrowest type that the backend rounds operands of its products to. `chunks`: tokens that it
-/// takes at once, 1 for a walk from token to token; several numbers: the largest of what they
-/// allow.
-std::vector<std::pair<std::string, double>> tolerances(
-    const MomentumDeltaRuleData& data, DType dtype, const Results& reference,
-    DType operands = DType::kFloat32, const std::vector<int64_t>& chunks = {1, 64});
+/// inside a case can do to the result, as a simulation of the algorithm shows it. `chunks`: tokens
+/// that the backend takes at once, 1 for a walk from token to token; several numbers: the largest
+/// of what they allow. `rounds_operands`: it rounds operands of its products as the Hopper kernels
+/// do, to `dtype`, of 16 bits, and float16.
+std::vector<std::pair<std::string, double>> tolerances(const MomentumDeltaRuleData& data,
+                                                       DType dtype, const Results& reference,
+                                                       const std::vector<int64_t>& chunks = {1, 64},
+                                                       bool rounds_operands = false);
 
 /// Compares every result; an empty string, or a line for each that is off.
 std::string compare(const Results& results, const Results& reference,

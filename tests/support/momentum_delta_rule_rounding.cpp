@@ -13,15 +13,12 @@ struct Noise {
   double unit = 0;
   uint64_t state = 1;
   void draw() { state = state * 6364136223846793005u + 1442695040888963407u; }
-  double first(double x) const { return off(x, static_cast<int32_t>(state >> 32)); }
-  double second(double x) const { return off(x, static_cast<int32_t>(state)); }
+  double first() const { return unit * 0x1p-31 * static_cast<int32_t>(state >> 32); }
+  double second() const { return unit * 0x1p-31 * static_cast<int32_t>(state); }
   double operator()(double x) {
     draw();
-    return first(x);
+    return x + x * first();
   }
-
- private:
-  double off(double x, int32_t bits) const { return x + x * (unit * 0x1p-31 * bits); }
 };
 
 // One a thread, or numbers would have to carry it.
@@ -52,8 +49,9 @@ void operator+=(Number& a, Number b) {
 /// sum += a b, two roundings
 void add_product(Number& sum, Number a, Number b) {
   arithmetic.draw();
-  const double p = arithmetic.first(a.x * b.x);
-  sum.x = p == 0 ? sum.x : sum.x == 0 ? p : arithmetic.second(sum.x + p);
+  const double p = a.x * b.x * (1 + arithmetic.first());
+  const double whole = sum.x + p;
+  sum.x = p == 0 ? sum.x : sum.x == 0 ? p : whole + whole * arithmetic.second();
 }
 
 struct Matrix {
@@ -81,9 +79,13 @@ Matrix add_product(Matrix c, const Matrix& a, const Matrix& b) {
   for (int64_t i = 0; i < a.rows; ++i) {
     for (int64_t n = 0; n < a.columns; ++n) {
       const Number a_in = a(i, n);
-      if (a_in.x != 0) {
+      if (a_in.x != 0 && arithmetic.unit > 0) {
         for (int64_t j = 0; j < b.columns; ++j) {
           add_product(c(i, j), a_in, b(n, j));
+        }
+      } else if (a_in.x != 0) {
+        for (int64_t j = 0; j < b.columns; ++j) {
+          c(i, j).x += a_in.x * b(n, j).x;
         }
       }
     }
@@ -140,14 +142,20 @@ struct Chunk {
   Vector alpha, mu, eta, beta, pi;
   Vector a, b, c, e, m, g, n;  // [C]
   Matrix P, KK, G, Mu, H;      // [C, C]
-  Matrix S, M;                 // [K, V], before the chunk
-  Matrix R;                    // [C, V]
+  Matrix r_from_r, o_from_r;   // [C, C]: R = V - .. + r_from_r R, O = .. + o_from_r R
+  Matrix T;                    // [C, C]: the inverse of I - r_from_r, where operands are rounded
+  Matrix S, M;                 // [K, V], before the chunk, as products read them
+  Matrix R;                    // [C, V], as the backward pass reads it
 };
 
 class Simulation {
  public:
   Simulation(const MomentumDeltaRuleData& data, const Rounding& rounding, uint64_t seed)
-      : data_(data), c_(data.c), rounding_(rounding), operands_{rounding.operands, seed * 77 + 5} {
+      : data_(data),
+        c_(data.c),
+        rounding_(rounding),
+        half_in_units_{rounding.half.bits},
+        state_(seed * 77 + 5) {
     arithmetic = {rounding.unit, seed * 1234567 + 1};
     const auto fill = [&](const char* name, const std::vector<double>& like) {
       results_.push_back({name, std::vector<double>(like.size())});
@@ -192,13 +200,31 @@ class Simulation {
     return const_cast<std::vector<double>&>(at(results_, name));
   }
 
-  /// What a product of matrices reads of a matrix that was made on the way.
-  Matrix operand(Matrix a) {
-    if (operands_.unit > 0) {
-      for (Number& value : a.x) {
-        value.x = operands_(value.x);
+  bool rounds() const { return rounding_.inputs.bits > 0; }
+
+  /// What a product of matrices reads of numbers that were made on the way: each rounded to
+  /// nearest, as if it were another one, as the format's grid is stretched by a number between 1
+  /// and 2 of its own, and below the normal numbers moved by one.
+  Vector operand(Vector a, const Format& format) {
+    if (format.bits == 0) {
+      return a;
+    }
+    const double normal = std::ldexp(format.step, format.bits - 1);
+    const double splitter = std::ldexp(1.0, 53 - format.bits) + 1;  // Veltkamp's
+    for (Number& value : a) {
+      state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+      const double drawn = static_cast<double>(state_ >> 32) * 0x1p-32;
+      if (std::abs(value.x) >= normal) {
+        const double stretched = value.x * (1 + drawn), above = stretched * splitter;
+        value.x = (above - (above - stretched)) / (1 + drawn);
+      } else if (value.x != 0) {
+        value.x = format.step * (std::round(value.x / format.step + drawn) - drawn);
       }
     }
+    return a;
+  }
+  Matrix operand(Matrix a, const Format& format) {
+    a.x = operand(std::move(a.x), format);
     return a;
   }
 
@@ -254,8 +280,6 @@ class Simulation {
     if (c_.l2norm) {
       chunk.q_factor = normalise(chunk.q);
       chunk.k_factor = normalise(chunk.k);
-      chunk.q = operand(chunk.q);
-      chunk.k = operand(chunk.k);
     }
     chunk.alpha = gates(data_.alpha, first, tokens, head);
     chunk.mu =
@@ -264,6 +288,21 @@ class Simulation {
     chunk.beta = gates(data_.beta, first, tokens, head);
     chunk.pi = data_.pi.empty() ? chunk.alpha : gates(data_.pi, first, tokens, head);
     return chunk;
+  }
+
+  /// All that does not depend on the states.
+  void prepare(Chunk& x) {
+    make_masks(x);
+    const Vector scale(static_cast<size_t>(x.tokens), Number(data_.scale));
+    x.r_from_r = scale_columns(times(lower(x.KK, false), x.H), minus(x.eta));
+    x.o_from_r = operand(scale_columns(scale_rows(scale, times(x.P, x.G)), x.eta), rounding_.half);
+    if (rounds()) {
+      Matrix identity(x.tokens, x.tokens);
+      for (int64_t i = 0; i < x.tokens; ++i) {
+        identity(i, i) = 1;
+      }
+      x.T = operand(substitute(x.r_from_r, identity, false), rounding_.half);
+    }
   }
 
   static void make_masks(Chunk& x) {
@@ -333,14 +372,8 @@ class Simulation {
   }
 
   /// x of (I - below) x = rhs, rows from the first on; or of the transposed system, from the last.
-  Matrix solve(const Matrix& below, const Matrix& rhs, bool from_last) {
-    Matrix identity(rhs.rows, rhs.rows);
-    for (int64_t i = 0; i < rhs.rows; ++i) {
-      identity(i, i) = 1;
-    }
-    const bool by_inverse = operands_.unit > 0;
-    Matrix x = by_inverse ? identity : rhs;
-    const int64_t n = rhs.rows;
+  static Matrix substitute(const Matrix& below, Matrix x, bool from_last) {
+    const int64_t n = x.rows;
     for (int64_t step = 0; step < n; ++step) {
       const int64_t i = from_last ? n - 1 - step : step;
       for (int64_t j = from_last ? i + 1 : 0; j < (from_last ? n : i); ++j) {
@@ -350,45 +383,83 @@ class Simulation {
         }
       }
     }
-    return by_inverse ? product(operand(x), operand(rhs)) : x;
+    return x;
+  }
+  /// The same for the chunk's system; every column of rhs may have a unit of its own.
+  Matrix solve(const Chunk& x, Matrix rhs, bool transposed_system) {
+    if (!rounds()) {
+      return substitute(x.r_from_r, std::move(rhs), transposed_system);
+    }
+    return product(transposed_system ? transposed(x.T) : x.T,
+                   operand(std::move(rhs), half_in_units_));
   }
 
-  /// Moves S, M over the chunk; o is written, what the backward pass reads is kept in the chunk.
-  void forward(Chunk& x, int64_t head, Matrix& S, Matrix& M) {
-    make_masks(x);
-    x.S = S;
-    x.M = M;
-    const Matrix S_read = operand(S), M_read = operand(M);
-    // (I + L D) R = V - diag(e) K S + diag(c) K M
-    const Matrix r_from_r = scale_columns(times(lower(x.KK, false), x.H), minus(x.eta));
+  /// R of the chunk, whose states are kept as products read them:
+  /// (I + L D) R = V - diag(e) K S + diag(c) K M
+  Matrix solve_values(Chunk& x, int64_t head, const Matrix& S, const Matrix& M) {
+    x.S = operand(S, rounding_.inputs);
+    x.M = operand(M, rounding_.inputs);
     Matrix W = rows(data_.v, x.first, x.tokens, c_.HV, head, c_.V);
-    W = add_product(W, scale_rows(minus(x.e), x.k), S_read);
-    W = add_product(W, scale_rows(x.c, x.k), M_read);
-    x.R = solve(r_from_r, W, false);
+    W = add_product(W, scale_rows(minus(x.e), x.k), x.S);
+    W = add_product(W, scale_rows(x.c, x.k), x.M);
+    return solve(x, std::move(W), false);
+  }
+
+  /// S <- a S - b M + Kᵀ g_U,  M <- m M + Kᵀ n_U with g_U = diag(g) D R, n_U = -diag(n) D R
+  static void advance(const Chunk& x, const Matrix& k, const Matrix& g_U, const Matrix& n_U,
+                      Matrix& S, Matrix& M) {
+    const Matrix k_transposed = transposed(k);
+    S = add_product(combine(x.a.back(), S, -x.b.back(), M), k_transposed, g_U);
+    M = add_product(combine(x.m.back(), M, 0, M), k_transposed, n_U);
+  }
+
+  /// Moves S, M over the chunk; o is written. Without rounded operands what the backward pass reads
+  /// is kept in the chunk.
+  void forward(Chunk& x, int64_t head, Matrix& S, Matrix& M) {
+    const Matrix R = solve_values(x, head, S, M);
+    x.R = operand(R, half_in_units_);
     // O = scale [diag(a) Q S - diag(b) Q M + (P∘G) D R]
     const Vector scale(static_cast<size_t>(x.tokens), Number(data_.scale));
-    Matrix O = product(scale_rows(times(scale, x.a), x.q), S_read);
-    O = add_product(O, scale_rows(times(scale, minus(x.b)), x.q), M_read);
-    O = add_product(O, operand(scale_columns(scale_rows(scale, times(x.P, x.G)), x.eta)),
-                    operand(x.R));
+    Matrix O = product(scale_rows(times(scale, x.a), x.q), x.S);
+    O = add_product(O, scale_rows(times(scale, minus(x.b)), x.q), x.M);
+    O = add_product(O, x.o_from_r, x.R);
     std::vector<double>& o = out("o");
     for (int64_t t = 0; t < x.tokens; ++t) {
       for (int64_t v = 0; v < c_.V; ++v) {
         o[static_cast<size_t>(((x.first + t) * c_.HV + head) * c_.V + v)] = O(t, v).x;
       }
     }
-    // S <- a S - b M + Kᵀ diag(g) D R,  M <- m M - Kᵀ diag(n) D R
-    const Matrix g_U = operand(scale_rows(times(x.eta, x.g), x.R));
-    const Matrix n_U = operand(scale_rows(minus(times(x.eta, x.n)), x.R));
-    const Matrix k_transposed = transposed(x.k);
-    S = add_product(combine(x.a.back(), x.S, -x.b.back(), x.M), k_transposed, g_U);
-    M = add_product(combine(x.m.back(), x.M, 0, x.M), k_transposed, n_U);
+    // The factors are rounded, their products with rounded R, and normalised keys.
+    const Vector g = operand(times(x.eta, x.g), rounding_.half);
+    const Vector n = operand(minus(times(x.eta, x.n)), rounding_.half);
+    advance(x, c_.l2norm ? operand(x.k, rounding_.half) : x.k,
+            operand(scale_rows(g, x.R), half_in_units_),
+            operand(scale_rows(n, x.R), half_in_units_), S, M);
+  }
+
+  /// The backward pass's walk over the same states, where operands are rounded: it keeps what it
+  /// reads in the type of the inputs.
+  void walk_again(Chunk& x, int64_t head, Matrix& S, Matrix& M) {
+    const Matrix R = solve_values(x, head, S, M);
+    x.R = operand(R, rounding_.inputs);
+    advance(x, x.k, operand(scale_rows(times(x.eta, x.g), R), rounding_.inputs),
+            operand(scale_rows(minus(times(x.eta, x.n)), R), rounding_.inputs), S, M);
   }
 
   void add_rows(const char* name, const Chunk& x, int64_t head, const Matrix& unit,
                 const Vector& factors, Matrix gradient) {
     if (c_.l2norm) {  // factor (gradient - unit (unit·gradient))
       const Vector along = minus(row_products(unit, gradient));
+      // All but the last 64 channels wait for `along` in memory, in the type of the inputs; where
+      // heads are shared, as sums in float32.
+      if (rounds() && c_.H == c_.HV) {
+        const Matrix waiting = operand(gradient, rounding_.inputs);
+        for (int64_t t = 0; t < gradient.rows; ++t) {
+          for (int64_t i = 0; i < c_.K - 64; ++i) {
+            gradient(t, i) = waiting(t, i);
+          }
+        }
+      }
       gradient = scale_rows(factors, combine(1, gradient, 1, scale_rows(along, unit)));
     }
     std::vector<double>& to = out(name);
@@ -412,17 +483,14 @@ class Simulation {
     const int64_t C = x.tokens;
     const Vector scale(static_cast<size_t>(C), Number(data_.scale));
     const Matrix dO = rows(data_.d_o, x.first, C, c_.HV, head, c_.V);
-    const Matrix dS_read = operand(dS), dM_read = operand(dM);
-    const Matrix S_read = operand(x.S), M_read = operand(x.M), R_read = operand(x.R);
+    const Matrix dS_read = operand(dS, rounding_.inputs), dM_read = operand(dM, rounding_.inputs);
 
     // dW = o_from_rᵀ dO + x_from_r dX + r_from_rᵀ dW
-    const Matrix r_from_r = scale_columns(times(lower(x.KK, false), x.H), minus(x.eta));
-    const Matrix o_from_r = scale_columns(scale_rows(scale, times(x.P, x.G)), x.eta);
-    Matrix dU = product(operand(transposed(o_from_r)), dO);
+    Matrix dU = product(transposed(x.o_from_r), dO);
     dU = add_product(dU, scale_rows(times(x.eta, x.g), x.k), dS_read);
     dU = add_product(dU, scale_rows(minus(times(x.eta, x.n)), x.k), dM_read);
-    const Matrix dW = solve(r_from_r, dU, true);
-    const Matrix dW_read = operand(dW);
+    const Matrix dW = solve(x, std::move(dU), true);
+    const Matrix dW_read = operand(dW, rounding_.inputs);
     for (int64_t t = 0; t < C; ++t) {
       for (int64_t v = 0; v < c_.V; ++v) {
         out("d_v")[static_cast<size_t>(((x.first + t) * c_.HV + head) * c_.V + v)] = dW(t, v).x;
@@ -430,17 +498,16 @@ class Simulation {
     }
 
     // The rows' products over V.
-    const Matrix S_t = transposed(S_read), M_t = transposed(M_read);
+    const Matrix S_t = transposed(x.S), M_t = transposed(x.M);
     const Matrix oS = product(dO, S_t), oM = product(dO, M_t);
     const Matrix wS = product(dW_read, S_t), wM = product(dW_read, M_t);
-    const Matrix rS = product(R_read, transposed(dS_read)),
-                 rM = product(R_read, transposed(dM_read));
-    const Matrix oR = lower(product(dO, transposed(R_read)), true);
-    const Matrix F = lower(product(dW_read, transposed(R_read)), false);
+    const Matrix rS = product(x.R, transposed(dS_read)), rM = product(x.R, transposed(dM_read));
+    const Matrix oR = lower(product(dO, transposed(x.R)), true);
+    const Matrix F = lower(product(dW_read, transposed(x.R)), false);
     const Matrix Y = scale_columns(scale_rows(scale, oR), x.eta);
     const Matrix E = scale_columns(F, minus(x.eta));
-    const Matrix dP = operand(times(Y, x.G));
-    const Matrix Z = operand(times(E, x.H));
+    const Matrix dP = operand(times(Y, x.G), rounding_.inputs);
+    const Matrix Z = operand(times(E, x.H), rounding_.inputs);
 
     // dQ = scale (diag(a) oS - diag(b) oM) + dP K
     Matrix dQ =
@@ -465,8 +532,8 @@ class Simulation {
 
     // The masks' recurrence in reverse.
     Vector carry_G = times(x.eta, k_rS), carry_Mu = minus(times(x.eta, k_rM));
-    Number carry_a = inner(dS_read, S_read), carry_b = -inner(dS_read, M_read),
-           carry_m = inner(dM_read, M_read);
+    Number carry_a = inner(dS_read, x.S), carry_b = -inner(dS_read, x.M),
+           carry_m = inner(dM_read, x.M);
     Vector dalpha(x.alpha.size()), dmu = dalpha, deta = dalpha, dbeta = dalpha, dpi = dalpha;
     for (int64_t t = C - 1; t >= 0; --t) {
       const auto i = static_cast<size_t>(t);
@@ -520,13 +587,14 @@ class Simulation {
 
     // dS <- a dS + scale Qᵀ diag(a) dO - Kᵀ diag(e) dW
     // dM <- m dM - b dS - scale Qᵀ diag(b) dO + Kᵀ diag(c) dW
+    const Matrix q_t = transposed(x.q), k_t = transposed(x.k);
     const Matrix before = dS;
     dS = combine(x.a.back(), before, 0, before);
-    dS = add_product(dS, transposed(operand(scale_rows(times(scale, x.a), x.q))), dO);
-    dS = add_product(dS, transposed(scale_rows(minus(x.e), x.k)), dW_read);
+    dS = add_product(dS, q_t, operand(scale_rows(times(scale, x.a), dO), rounding_.inputs));
+    dS = add_product(dS, k_t, operand(scale_rows(minus(x.e), dW), rounding_.inputs));
     dM = combine(x.m.back(), dM, -x.b.back(), before);
-    dM = add_product(dM, transposed(operand(scale_rows(times(scale, minus(x.b)), x.q))), dO);
-    dM = add_product(dM, transposed(scale_rows(x.c, x.k)), dW_read);
+    dM = add_product(dM, q_t, operand(scale_rows(times(scale, minus(x.b)), dO), rounding_.inputs));
+    dM = add_product(dM, k_t, operand(scale_rows(x.c, dW), rounding_.inputs));
   }
 
   void run_head(int64_t n, int64_t head, int64_t begin, int64_t end) {
@@ -534,6 +602,7 @@ class Simulation {
     std::vector<Chunk> chunks;
     for (int64_t first = begin; first < end; first += rounding_.chunk) {
       chunks.push_back(load(first, std::min(rounding_.chunk, end - first), head));
+      prepare(chunks.back());
       forward(chunks.back(), head, S, M);
     }
     put_state("final_S", n, head, S);
@@ -542,6 +611,13 @@ class Simulation {
     }
     if (!rounding_.gradients) {
       return;
+    }
+    if (rounds()) {
+      S = state(data_.S, n, head);
+      M = state(data_.M, n, head);
+      for (Chunk& chunk : chunks) {
+        walk_again(chunk, head, S, M);
+      }
     }
     Matrix dS = state(data_.d_S, n, head), dM = state(data_.d_M, n, head);
     for (auto chunk = chunks.rbegin(); chunk != chunks.rend(); ++chunk) {
@@ -558,15 +634,22 @@ class Simulation {
   const MomentumDeltaRuleData& data_;
   const MomentumDeltaRuleCase& c_;
   Rounding rounding_;
-  Noise operands_;
+  // Of numbers in units, powers of two that keep them away from the ends of float16's range.
+  Format half_in_units_;
+  uint64_t state_;  // of the generator of operands' errors
   Results results_;
 };
 
 }  // namespace
 
+Format format_of(DType dtype) {
+  return {-std::ilogb(unit_roundoff(dtype)), dtype == DType::kFloat16 ? 0x1p-24 : 0};
+}
+
 Results run_with_rounding(const MomentumDeltaRuleData& data, const Rounding& rounding,
                           uint64_t seed) {
   MDN_CHECK(rounding.chunk >= 1, "a chunk of {} tokens", rounding.chunk);
+  MDN_CHECK((rounding.inputs.bits > 0) == (rounding.half.bits > 0), "operands half rounded");
   return Simulation(data, rounding, seed).run();
 }
 
