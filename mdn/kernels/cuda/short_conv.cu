@@ -22,7 +22,7 @@ constexpr int kWarps = 8;   // one run of tokens each
 constexpr int kThreads = kLanes * kWarps;
 constexpr int kRun = 64;  // tokens
 constexpr int kChannels = 4;
-constexpr int kMaxWidth = 4;
+constexpr int kTaps = 4;   // of every kernel: a narrower convolution's oldest weights are 0
 constexpr int kGroup = 4;  // tokens that are fetched and waited for together
 
 /// What a call has besides x and weight.
@@ -51,10 +51,24 @@ __device__ inline Place place_of(int64_t tokens, unsigned columns) {
   return place;
 }
 
-template <int kTaps>
-__device__ void load_weight(const float* weight, int64_t channel, float (&w)[kChannels][kTaps]) {
-  float all[kChannels * kTaps];
-  load_run(weight + channel * kTaps, all);
+/// weight is [C, width].
+__device__ inline void load_weight(const float* weight, int64_t channel, int width,
+                                   float (&w)[kChannels][kTaps]) {
+  float all[kChannels * kTaps] = {};
+  if (width == kTaps) {
+    load_run(weight + channel * kTaps, all);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+#pragma unroll
+      for (int tap = 1; tap < kTaps; ++tap) {
+        const int own = tap - (kTaps - width);
+        if (own >= 0) {
+          all[i * kTaps + tap] = weight[(channel + i) * width + own];
+        }
+      }
+    }
+  }
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
 #pragma unroll
@@ -64,10 +78,9 @@ __device__ void load_weight(const float* weight, int64_t channel, float (&w)[kCh
   }
 }
 
-/// The W - 1 inputs before a token, newest first; zeros before the sequence's start.
-template <int kTaps>
+/// The inputs before a token that it reads, newest first; zeros before the sequence's start.
 struct Past {
-  static constexpr int kDepth = kTaps > 1 ? kTaps - 1 : 1;
+  static constexpr int kDepth = kTaps - 1;
   float x[kDepth][kChannels];
 
   __device__ void clear() {
@@ -84,7 +97,7 @@ struct Past {
   __device__ void load(const T* x_now, int64_t stride, int count) {
     clear();
 #pragma unroll
-    for (int j = 0; j < kTaps - 1; ++j) {
+    for (int j = 0; j < kDepth; ++j) {
       if (j < count) {
         load_run(x_now - (j + 1) * stride, x[j]);
       }
@@ -110,7 +123,7 @@ struct Past {
     for (int i = 0; i < kChannels; ++i) {
       a[i] = bias[i] + w[i][kTaps - 1] * now[i];
 #pragma unroll
-      for (int j = 0; j < kTaps - 1; ++j) {
+      for (int j = 0; j < kDepth; ++j) {
         a[i] += w[i][kTaps - 2 - j] * x[j][i];
       }
     }
@@ -123,6 +136,7 @@ struct Call {
   unsigned columns;  // blocks along channels
   const void* x;
   int64_t x_stride;
+  int width;
   const float* weight;
   const float* bias;
   ShortConvCorrection correction;
@@ -189,7 +203,7 @@ struct Ahead {
 template <class T, Extra kExtra>
 inline constexpr int kForwardBlocks = sizeof(T) == 2 ? (kExtra == Extra::kNothing ? 4 : 3) : 2;
 
-template <class T, int kTaps, Extra kExtra>
+template <class T, Extra kExtra>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
     short_conv_forward_kernel(Call call, T* y) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection;
@@ -214,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
   ahead.begin();
   y += at;
   float w[kChannels][kTaps], bias[kChannels] = {};
-  load_weight(call.weight, place.channel, w);
+  load_weight(call.weight, place.channel, call.width, w);
   if constexpr (kExtra == Extra::kBias) {
     load_run(call.bias + place.channel, bias);
   }
@@ -223,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
   const auto end_of = [&] {
     return static_cast<int>(min(sequence.end(), place.last) - place.first);
   };
-  Past<kTaps> past;
+  Past past;
   past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kTaps - 1})));
   int end = end_of();
   for (int group = 0; group < run; group += kGroup) {
@@ -261,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
 }
 
 /// Of the block's sums of weight gradients.
-constexpr size_t kSumBytes = sizeof(float) * kMaxWidth * kChannels * kThreads;
+constexpr size_t kSumBytes = sizeof(float) * kTaps * kChannels * kThreads;
 
 struct Gradients {
   const void* d_y;
@@ -274,7 +288,7 @@ struct Gradients {
 
 // d_x[s] = sum_d weight[W-1-d] d_a[s+d] over the tokens s+d of the sequence: known once d_a[s+W-1]
 // is, so d_x is written W - 1 tokens behind, and the walk goes that far past the run.
-template <class T, int kTaps, Extra kExtra>
+template <class T, Extra kExtra>
 __global__ void __launch_bounds__(kThreads, 2)
     short_conv_backward_kernel(Call call, Gradients gradients) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection, kBias = kExtra == Extra::kBias;
@@ -305,16 +319,16 @@ __global__ void __launch_bounds__(kThreads, 2)
     ahead.begin();
     T* d_x = static_cast<T*>(gradients.d_x) + place.first * d_x_stride + place.channel;
     float w[kChannels][kTaps], bias[kChannels] = {};
-    load_weight(call.weight, place.channel, w);
+    load_weight(call.weight, place.channel, call.width, w);
     if constexpr (kBias) {
       load_run(call.bias + place.channel, bias);
     }
     SequenceWalk sequence(call.sequences, place.first);
     // Where the sequence ends, counted from the run's first token as everything below.
     const auto end_of = [&] {
-      return static_cast<int>(min(sequence.end() - place.first, int64_t{kRun + kMaxWidth}));
+      return static_cast<int>(min(sequence.end() - place.first, int64_t{kRun + kTaps}));
     };
-    Past<kTaps> past, past_d;
+    Past past, past_d;
     past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kBehind})));
 
     int taken = 0;  // tokens of the sequence whose d_a is in past_d or was
@@ -430,8 +444,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t row = blockIdx.x / call.columns;
   const int64_t from = static_cast<int64_t>(blockIdx.x % call.columns) * kLanes * kChannels;
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * kChannels * kLanes; i += kThreads) {
-    if (from + i / kTaps < call.channels) {
-      gradients.d_weight[(row * call.channels + from) * kTaps + i] = over_runs(i);
+    const int tap = i % kTaps - (kTaps - call.width);
+    if (tap >= 0 && from + i / kTaps < call.channels) {
+      gradients.d_weight[(row * call.channels + from + i / kTaps) * call.width + tap] =
+          over_runs(i);
     }
   }
   if constexpr (kBias) {
@@ -479,20 +495,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class F>
-void with_taps(int64_t W, F&& f) {
-  switch (W) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 2:
-      return f(std::integral_constant<int, 2>{});
-    case 3:
-      return f(std::integral_constant<int, 3>{});
-    default:
-      return f(std::integral_constant<int, 4>{});
-  }
-}
-
 /// f(std::integral_constant<Extra, ...>).
 template <class F>
 void with_extra(const Call& call, F&& f) {
@@ -514,6 +516,7 @@ Call call_of(const Arguments& arguments) {
           .columns = static_cast<unsigned>(channel_blocks(p)),
           .x = arguments.x,
           .x_stride = arguments.x_stride,
+          .width = static_cast<int>(p.W),
           .weight = arguments.weight,
           .bias = arguments.bias,
           .correction = arguments.correction};
@@ -522,7 +525,7 @@ Call call_of(const Arguments& arguments) {
 }  // namespace
 
 std::string short_conv_unsupported(const ShortConvProblem& p) {
-  if (p.W < 1 || p.W > kMaxWidth) {
+  if (p.W < 1 || p.W > kTaps) {
     return "the width must be 1 to 4";
   }
   return p.C % 8 == 0 ? "" : "the channels must be a multiple of 8";
@@ -536,14 +539,12 @@ void short_conv_forward(const ShortConvForward& forward, Stream stream) {
   const Call call = call_of(forward);
   with_type(forward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_taps(forward.problem.W, [&](auto taps) {
-      with_extra(call, [&](auto extra) {
-        launch("launch of short_conv_forward",
-               short_conv_forward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
-               run_blocks(forward.problem) * call.columns, kThreads, Ahead < T,
-               decltype(extra)::value == Extra::kCorrection ? 2 : 1 > ::kBytes,
-               static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
-      });
+    with_extra(call, [&](auto extra) {
+      constexpr Extra kExtra = decltype(extra)::value;
+      launch("launch of short_conv_forward", short_conv_forward_kernel<T, kExtra>,
+             run_blocks(forward.problem) * call.columns, kThreads,
+             Ahead<T, (kExtra == Extra::kCorrection ? 2 : 1)>::kBytes,
+             static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
     });
   });
 }
@@ -562,15 +563,12 @@ void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
                             .d_log_scale = d_weight + rows * p.C * (p.W + 1)};
   with_type(backward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_taps(p.W, [&](auto taps) {
-      with_extra(call, [&](auto extra) {
-        launch("launch of short_conv_backward",
-               short_conv_backward_kernel<T, decltype(taps)::value, decltype(extra)::value>,
-               rows * call.columns, kThreads,
-               std::max(Ahead < T, decltype(extra)::value == Extra::kCorrection ? 3 : 2 > ::kBytes,
-                        kSumBytes),
-               stream, call, gradients);
-      });
+    with_extra(call, [&](auto extra) {
+      constexpr Extra kExtra = decltype(extra)::value;
+      launch("launch of short_conv_backward", short_conv_backward_kernel<T, kExtra>,
+             rows * call.columns, kThreads,
+             std::max(Ahead<T, (kExtra == Extra::kCorrection ? 3 : 2)>::kBytes, kSumBytes), stream,
+             call, gradients);
     });
   });
   column_sums(gradients.d_weight, rows, p.C * p.W, backward.d_weight, stream);
