@@ -431,20 +431,28 @@ void with_form(bool float_x, const RmsNormGate& gate, const RmsNormSkip& skip, F
   }
 }
 
-/// f(Layout<...>{}) with kRows rows at a time where a lane has one vector of each.
-template <int kRows, class F>
+/// f(Layout<...>{}) with kRows rows at a time where a lane has one vector of each. Each layout of
+/// each form is two kernels a type, seconds of compiling: rows gated after are heads', short, rows
+/// gated first whole tokens', and others of them take the next wider layout.
+template <int kRows, Form kForm, class F>
 void with_layout(DType dtype, int64_t D, F&& f) {
-  if (vectors_of(dtype, D, 1) <= 1) {
-    return f(Layout<1, 1, kRows>{});
+  constexpr bool kOfHeads = kForm == Form::kSigmoid || kForm == Form::kSilu;
+  constexpr bool kOfTokens = kForm == Form::kSiluFirst || kForm == Form::kSkipSiluFirst;
+  if constexpr (!kOfTokens) {
+    if (vectors_of(dtype, D, 1) <= 1) {
+      return f(Layout<1, 1, kRows>{});
+    }
+    if (vectors_of(dtype, D, 1) <= 2) {
+      return f(Layout<1, 2, (kRows + 1) / 2>{});
+    }
   }
-  if (vectors_of(dtype, D, 1) <= 2) {
-    return f(Layout<1, 2, (kRows + 1) / 2>{});
-  }
-  if (vectors_of(dtype, D, 4) <= 1) {
-    return f(Layout<4, 1, kRows>{});
-  }
-  if (vectors_of(dtype, D, kWarps) <= 1) {
-    return f(Layout<kWarps, 1, kRows>{});
+  if constexpr (!kOfHeads) {
+    if (vectors_of(dtype, D, 4) <= 1) {
+      return f(Layout<4, 1, kRows>{});
+    }
+    if (vectors_of(dtype, D, kWarps) <= 1) {
+      return f(Layout<kWarps, 1, kRows>{});
+    }
   }
   return f(Layout<kWarps, kMostVectors, (kRows + 1) / 2>{});
 }
@@ -466,13 +474,13 @@ void rms_norm_forward(const RmsNormForward& call, Stream stream) {
   const Shape shape{.rows = call.rows, .D = call.D, .eps = static_cast<float>(call.eps)};
   with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_layout<4>(call.dtype, call.D, [&](auto layout) {
-      using L = decltype(layout);
-      constexpr int64_t kBlockRows = L::kGroups * L::kRows;
-      with_form<T>(call.float_x, call.gate, call.skip, [&](auto x, auto form) {
-        using X = typename decltype(x)::Type;
-        launch_early("launch of rms_norm_forward",
-                     rms_norm_forward_kernel<X, T, L, decltype(form)::value>,
+    with_form<T>(call.float_x, call.gate, call.skip, [&](auto x, auto form) {
+      using X = typename decltype(x)::Type;
+      constexpr Form kForm = decltype(form)::value;
+      with_layout<4, kForm>(call.dtype, call.D, [&](auto layout) {
+        using L = decltype(layout);
+        constexpr int64_t kBlockRows = L::kGroups * L::kRows;
+        launch_early("launch of rms_norm_forward", rms_norm_forward_kernel<X, T, L, kForm>,
                      (call.rows + kBlockRows - 1) / kBlockRows, kThreads, 0,
                      static_cast<cudaStream_t>(stream), shape, static_cast<const X*>(call.x),
                      call.gate, call.skip, call.weight, static_cast<T*>(call.y));
@@ -496,11 +504,11 @@ void rms_norm_backward(const RmsNormBackward& call, Stream stream_) {
                             .d_scale = static_cast<float*>(call.workspace) + blocks * call.D};
   with_type(call.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_layout<2>(call.dtype, call.D, [&](auto layout) {
-      using L = decltype(layout);
-      with_form<T>(call.float_x, call.gate, call.skip, [&](auto x, auto form) {
-        using X = typename decltype(x)::Type;
-        constexpr Form kForm = decltype(form)::value;
+    with_form<T>(call.float_x, call.gate, call.skip, [&](auto x, auto form) {
+      using X = typename decltype(x)::Type;
+      constexpr Form kForm = decltype(form)::value;
+      with_layout<2, kForm>(call.dtype, call.D, [&](auto layout) {
+        using L = decltype(layout);
         // A skip is a fourth tensor: registers for one row at a time.
         using Rows = std::conditional_t<kForm == Form::kSkipSiluFirst,
                                         Layout<L::kRowWarps, L::kVectors, 1>, L>;
