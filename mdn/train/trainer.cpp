@@ -43,8 +43,8 @@ model::Decoder make_decoder(const TrainConfig& config, int64_t data_vocabulary) 
   }
   MDN_CHECK(
       !config.deterministic || !device.is_cuda() || config.dtype == "bfloat16",
-      "deterministic: true on a GPU needs dtype bfloat16, and dtype is {}: attention in other "
-      "types was not the same in every run",
+      "deterministic: true on a GPU needs dtype bfloat16, and dtype is {}: in other types runs were "
+      "not the same",
       config.dtype);
   layers::set_deterministic_attention(config.deterministic);
   model::Config shape = model::parse_config(config.model, "model");
