@@ -26,10 +26,6 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kChunk = kMaskTokens;
 
-at::ScalarType gate_type_of(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // ---- how tokens lie in chunks ---------------------------------------------------------------
 
 /// For each row of the chunks its token, for each token its row, and which rows have no token
@@ -383,13 +379,9 @@ void check_rows(const char* op, std::vector<int64_t> at, const Tensor& q, const 
   check(k, "k", with({H, K}), type);
   check(v, "v", with({HV, V}), type);
   for (size_t i = 0; i < gates.size(); ++i) {
-    check(*gates[i], kNames[i], with({HV}), gate_type_of(q));
+    check(*gates[i], kNames[i], with({HV}), gate_type_of(type));
   }
-  check(pi, "pi", with({HV}), gate_type_of(q));
-}
-
-double scale_of(const std::optional<double>& scale, const Tensor& q) {
-  return scale.value_or(1.0 / std::sqrt(static_cast<double>(q.size(-1))));
+  check(pi, "pi", with({HV}), gate_type_of(type));
 }
 
 }  // namespace
@@ -430,7 +422,8 @@ std::tuple<Tensor, Tensor, Tensor> general_momentum_delta_rule(
                                 pi.value_or(alpha),
                                 start(initial_S),
                                 start(initial_M)};
-  const auto y = Recomputed::apply(at::TensorList(inputs), bounds, scale_of(scale, q), l2norm);
+  const auto y =
+      Recomputed::apply(at::TensorList(inputs), bounds, scale_of(scale, q.size(-1)), l2norm);
   return {y[0], y[1], y[2]};
 }
 
@@ -461,7 +454,7 @@ Tensor general_momentum_delta_rule_step(const Tensor& q_in, const Tensor& k_in, 
   const Tensor write = (per_value(eta) * r).unsqueeze(-1) * k;  // eta k rᵀ
   S.mul_(per_entry(alpha)).sub_(per_entry(kappa) * M).add_(per_entry(beta) * write);
   M.mul_(per_entry(mu)).sub_(write);
-  return ((S * q).sum(-1) * scale_of(scale, q_in)).to(v.scalar_type());
+  return ((S * q).sum(-1) * scale_of(scale, q_in.size(-1))).to(v.scalar_type());
 }
 
 TORCH_LIBRARY_FRAGMENT(mdn, m) {

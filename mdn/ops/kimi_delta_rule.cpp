@@ -7,9 +7,9 @@
 #include <cmath>
 
 #include "mdn/kernels/kimi_delta_rule.h"
+#include "mdn/ops/delta_rule.h"
 #include "mdn/ops/kimi_delta_rule_chunks.h"
 #include "mdn/ops/no_gradient.h"
-#include "mdn/ops/tensor.h"
 
 namespace mdn::ops {
 namespace {
@@ -20,10 +20,6 @@ using Forward = std::tuple<Tensor, Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 constexpr const char* kOp = "kimi_delta_rule";
 
-at::ScalarType gate_type_of(at::ScalarType type) {
-  return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // The tensors of a call, contiguous and checked, in the form every backend reads.
 struct Call {
   kimi_chunks::Call x;
@@ -33,10 +29,15 @@ struct Call {
   kernels::KimiDeltaRuleInputs inputs() const {
     return {data(x.q), data(x.k), data(x.v), data(x.alpha), data(x.beta), data(x.initial_S)};
   }
-  bool reference() const { return problem.dtype == DType::kFloat64 && x.q.is_cpu(); }
+  // Whether the reference takes it.
+  bool has_reference() const { return problem.dtype == DType::kFloat64 && x.q.is_cpu(); }
   // Whether the CUDA kernels take it; whatever they do not is the chunkwise program.
   bool has_kernels() const { return x.q.is_cuda() && kernels::cuda::unsupported(problem).empty(); }
-  // The problem as the CUDA kernels read it, with boundaries in the device's memory: `memory`.
+  // Of whichever of the two does.
+  kernels::KimiDeltaRuleSizes sizes(const kernels::KimiDeltaRuleProblem& p) const {
+    return has_reference() ? kernels::reference::sizes(p) : kernels::cuda::sizes(p);
+  }
+  // The problem as these read it, with boundaries in the device's memory: `memory`.
   kernels::KimiDeltaRuleProblem on_device(Tensor& memory) const {
     kernels::KimiDeltaRuleProblem p = problem;
     if (cu_seqlens) {
@@ -50,17 +51,8 @@ struct Call {
 Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alpha,
                const Tensor& beta, const OptionalTensor& initial_S,
                const OptionalTensor& cu_seqlens, std::optional<double> scale, bool l2norm) {
-  MDN_CHECK(q.dim() == 4, "{}: q must be [B, T, H, K], got {}", kOp, shape_text(q));
-  MDN_CHECK(v.dim() == 4, "{}: v must be [B, T, HV, V], got {}", kOp, shape_text(v));
-  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), K = q.size(3);
-  const int64_t HV = v.size(2), V = v.size(3);
-  MDN_CHECK(T >= 1 && B >= 1, "{}: q is {}; B and T must be at least 1", kOp, shape_text(q));
-  MDN_CHECK(K >= 1 && V >= 1, "{}: q is {} and v is {}; K and V must be at least 1", kOp,
-            shape_text(q), shape_text(v));
-  MDN_CHECK(H >= 1 && HV >= 1 && HV % H == 0,
-            "{}: v has {} heads, which must be a multiple of q's {}", kOp, HV, H);
-  const auto type = q.scalar_type();
-  const auto gate_type = gate_type_of(type);
+  const auto [B, T, H, K, HV, V] = sizes_of_sequences(kOp, q, v);
+  const auto type = q.scalar_type(), gate_type = gate_type_of(type);
   const TensorCheck check{kOp, q.device()};
   check(q, "q", {B, T, H, K}, type);
   check(k, "k", {B, T, H, K}, type);
@@ -79,7 +71,7 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
   p.dtype = dtype_of(kOp, type);
   MDN_CHECK(p.dtype != DType::kFloat16 || q.is_cuda(),
             "{}: float16 on the CPU is not supported; use float32 or bfloat16", kOp);
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(K)));
+  p.scale = scale_of(scale, K);
   MDN_CHECK(std::isfinite(p.scale), "{}: scale is {}; it must be finite", kOp, p.scale);
   p.l2norm = l2norm;
   if (cu_seqlens) {
@@ -117,29 +109,21 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   const auto& p = call.problem;
   const DeviceScope device(q);
   const Tensor nothing = at::empty({0}, call.x.beta.options());
-  if (call.reference()) {
+  if (call.has_reference() || call.has_kernels()) {
     Tensor o = at::empty_like(call.x.v);
     Tensor final_S = at::empty({p.N, p.HV, p.V, p.K}, call.x.beta.options());
-    const Tensor workspace = workspace_like(q, kernels::reference::sizes(p).forward_workspace);
-    kernels::reference::forward({.problem = p,
-                                 .inputs = call.inputs(),
-                                 .o = o.data_ptr(),
-                                 .final_S = final_S.data_ptr(),
-                                 .workspace = workspace.data_ptr()});
-    return {o, final_S, nothing};
-  }
-  if (call.has_kernels()) {
     Tensor boundaries;
-    const auto problem = call.on_device(boundaries);
-    Tensor o = at::empty_like(call.x.v);
-    Tensor final_S = at::empty({p.N, p.HV, p.V, p.K}, call.x.beta.options());
-    const Tensor workspace = workspace_like(q, kernels::cuda::sizes(problem).forward_workspace);
-    kernels::cuda::forward({.problem = problem,
-                            .inputs = call.inputs(),
-                            .o = o.data_ptr(),
-                            .final_S = final_S.data_ptr(),
-                            .workspace = workspace.data_ptr()},
-                           device.stream());
+    kernels::KimiDeltaRuleForward args{.problem = call.on_device(boundaries),
+                                       .inputs = call.inputs(),
+                                       .o = o.data_ptr(),
+                                       .final_S = final_S.data_ptr()};
+    const Tensor workspace = workspace_like(q, call.sizes(args.problem).forward_workspace);
+    args.workspace = workspace.data_ptr();
+    if (call.has_reference()) {
+      kernels::reference::forward(args);
+    } else {
+      kernels::cuda::forward(args, device.stream());
+    }
     return {o, final_S, nothing};
   }
   const bool saves = save && p.dtype != DType::kFloat64;
@@ -166,14 +150,14 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
   const Tensor d_o_c = aligned(d_o);
   const OptionalTensor d_S = aligned(d_final_S);
   const Tensor nothing = at::empty({0}, call.x.beta.options());
-  if (call.reference() || call.has_kernels()) {
+  if (call.has_reference() || call.has_kernels()) {
     Tensor d_q = at::empty_like(call.x.q), d_k = at::empty_like(call.x.k);
     Tensor d_v = at::empty_like(call.x.v), d_alpha = at::empty_like(call.x.alpha);
     Tensor d_beta = at::empty_like(call.x.beta);
     Tensor d_initial_S = initial_S ? at::empty_like(*call.x.initial_S) : nothing;
     Tensor boundaries;
     kernels::KimiDeltaRuleBackward args{
-        .problem = call.reference() ? p : call.on_device(boundaries),
+        .problem = call.on_device(boundaries),
         .inputs = call.inputs(),
         .d_o = data(d_o_c),
         .d_final_S = data(d_S),
@@ -183,11 +167,9 @@ Backward backward(const Tensor& saved, const Tensor& d_o, const OptionalTensor& 
         .d_alpha = d_alpha.data_ptr(),
         .d_beta = d_beta.data_ptr(),
         .d_initial_S = initial_S ? d_initial_S.data_ptr() : nullptr};
-    const auto sizes = call.reference() ? kernels::reference::sizes(args.problem)
-                                        : kernels::cuda::sizes(args.problem);
-    const Tensor workspace = workspace_like(q, sizes.backward_workspace);
+    const Tensor workspace = workspace_like(q, call.sizes(args.problem).backward_workspace);
     args.workspace = workspace.data_ptr();
-    if (call.reference()) {
+    if (call.has_reference()) {
       kernels::reference::backward(args);
     } else {
       kernels::cuda::backward(args, device.stream());
@@ -232,14 +214,9 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
             const Tensor& beta, Tensor& S, const OptionalTensor& slots, std::optional<double> scale,
             bool l2norm) {
   constexpr const char* kStep = "kimi_delta_rule_step";
-  MDN_CHECK(q.dim() == 3, "{}: q must be [B, H, K], got {}", kStep, shape_text(q));
-  MDN_CHECK(v.dim() == 3, "{}: v must be [B, HV, V], got {}", kStep, shape_text(v));
+  const auto [B, T, H, K, HV, V] = sizes_of_step(kStep, q, v);
   MDN_CHECK(S.dim() == 4, "{}: S must be [slots, HV, V, K], got {}", kStep, shape_text(S));
-  const int64_t B = q.size(0), H = q.size(1), K = q.size(2), HV = v.size(1), V = v.size(2);
-  MDN_CHECK(H >= 1 && HV % H == 0, "{}: v has {} heads, which must be a multiple of q's {}", kStep,
-            HV, H);
-  const auto type = q.scalar_type();
-  const auto gate_type = gate_type_of(type);
+  const auto type = q.scalar_type(), gate_type = gate_type_of(type);
   const TensorCheck check{kStep, q.device()};
   check(k, "k", {B, H, K}, type);
   check(v, "v", {B, HV, V}, type);
@@ -248,37 +225,27 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
   check(S, "S", {S.size(0), HV, V, K}, gate_type);
   check(slots, "slots", {B}, at::kLong);
   MDN_CHECK(S.is_contiguous(), "{}: S is updated in place and must be contiguous", kStep);
-  MDN_CHECK(slots || S.size(0) >= B, "{}: {} sequences but only {} slots", kStep, B, S.size(0));
-  if (slots && slots->is_cpu()) {
-    const Tensor host = slots->contiguous();
-    const int64_t* slot = host.const_data_ptr<int64_t>();
-    for (int64_t b = 0; b < B; ++b) {
-      MDN_CHECK(slot[b] < S.size(0), "{}: slots[{}] is {}; there are {} slots", kStep, b, slot[b],
-                S.size(0));
-    }
-  }
+  const OptionalTensor slots_c = check_slots(kStep, slots, S, B);
   const DeviceScope device(q);
   const Tensor q_c = q.contiguous(), k_c = k.contiguous(), v_c = v.contiguous();
   const Tensor alpha_c = alpha.contiguous(), beta_c = beta.contiguous();
-  const OptionalTensor slots_c = contiguous(slots);
   Tensor o = at::empty_like(v_c);
-  const kernels::KimiDeltaRuleStep args{
-      .B = B,
-      .H = H,
-      .HV = HV,
-      .K = K,
-      .V = V,
-      .dtype = dtype_of(kStep, type),
-      .scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(K))),
-      .l2norm = l2norm,
-      .q = data(q_c),
-      .k = data(k_c),
-      .v = data(v_c),
-      .alpha = data(alpha_c),
-      .beta = data(beta_c),
-      .S = S.data_ptr(),
-      .slots = static_cast<const int64_t*>(data(slots_c)),
-      .o = o.data_ptr()};
+  const kernels::KimiDeltaRuleStep args{.B = B,
+                                        .H = H,
+                                        .HV = HV,
+                                        .K = K,
+                                        .V = V,
+                                        .dtype = dtype_of(kStep, type),
+                                        .scale = scale_of(scale, K),
+                                        .l2norm = l2norm,
+                                        .q = data(q_c),
+                                        .k = data(k_c),
+                                        .v = data(v_c),
+                                        .alpha = data(alpha_c),
+                                        .beta = data(beta_c),
+                                        .S = S.data_ptr(),
+                                        .slots = static_cast<const int64_t*>(data(slots_c)),
+                                        .o = o.data_ptr()};
   if (q.is_cuda() && kernels::cuda::unsupported(args).empty()) {
     kernels::cuda::step(args, device.stream());
     return o;

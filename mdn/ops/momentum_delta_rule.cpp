@@ -6,11 +6,10 @@
 #include <torch/library.h>
 
 #include <array>
-#include <cmath>
 
 #include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/ops/delta_rule.h"
 #include "mdn/ops/no_gradient.h"
-#include "mdn/ops/tensor.h"
 
 namespace mdn::ops {
 namespace {
@@ -43,15 +42,8 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                const OptionalTensor& initial_M, const OptionalTensor& cu_seqlens,
                std::optional<double> scale, bool l2norm) {
   constexpr const char* kOp = "momentum_delta_rule";
-  MDN_CHECK(q.dim() == 4, "{}: q must be [B, T, H, K], got {}", kOp, shape_text(q));
-  MDN_CHECK(v.dim() == 4, "{}: v must be [B, T, HV, V], got {}", kOp, shape_text(v));
-  const int64_t B = q.size(0), T = q.size(1), H = q.size(2), K = q.size(3);
-  const int64_t HV = v.size(2), V = v.size(3);
-  MDN_CHECK(T >= 1 && B >= 1, "{}: q is {}; B and T must be at least 1", kOp, shape_text(q));
-  MDN_CHECK(H >= 1 && HV >= 1 && HV % H == 0,
-            "{}: v has {} heads, which must be a multiple of q's {}", kOp, HV, H);
-  const auto type = q.scalar_type();
-  const auto gate_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  const auto [B, T, H, K, HV, V] = sizes_of_sequences(kOp, q, v);
+  const auto type = q.scalar_type(), gate_type = gate_type_of(type);
   const TensorCheck check{kOp, q.device()};
   check(q, "q", {B, T, H, K}, type);
   check(k, "k", {B, T, H, K}, type);
@@ -71,7 +63,7 @@ Call make_call(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
     p.cu_seqlens = static_cast<const int64_t*>(data(call.cu_seqlens));
   }
   p.dtype = dtype_of(kOp, type);
-  p.scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(K)));
+  p.scale = scale_of(scale, K);
   p.l2norm = l2norm;
   p.momentum = mu.has_value();
   MDN_CHECK(p.momentum || !initial_M, "{}: initial_M is given without mu", kOp);
@@ -234,14 +226,9 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
             const OptionalTensor& M, const OptionalTensor& pi, const OptionalTensor& slots,
             std::optional<double> scale, bool l2norm) {
   constexpr const char* kOp = "momentum_delta_rule_step";
-  MDN_CHECK(q.dim() == 3, "{}: q must be [B, H, K], got {}", kOp, shape_text(q));
-  MDN_CHECK(v.dim() == 3, "{}: v must be [B, HV, V], got {}", kOp, shape_text(v));
+  const auto [B, T, H, K, HV, V] = sizes_of_step(kOp, q, v);
   MDN_CHECK(S.dim() == 4, "{}: S must be [slots, HV, V, K], got {}", kOp, shape_text(S));
-  const int64_t B = q.size(0), H = q.size(1), K = q.size(2), HV = v.size(1), V = v.size(2);
-  MDN_CHECK(H >= 1 && HV % H == 0, "{}: v has {} heads, which must be a multiple of q's {}", kOp,
-            HV, H);
-  const auto type = q.scalar_type();
-  const auto gate_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  const auto type = q.scalar_type(), gate_type = gate_type_of(type);
   const TensorCheck check{kOp, q.device()};
   check(k, "k", {B, H, K}, type);
   check(v, "v", {B, HV, V}, type);
@@ -256,41 +243,32 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
   MDN_CHECK(mu.has_value() == M.has_value(), "{}: mu and M must be given together", kOp);
   MDN_CHECK(S.is_contiguous() && (!M || M->is_contiguous()),
             "{}: S and M are updated in place and must be contiguous", kOp);
-  MDN_CHECK(slots || S.size(0) >= B, "{}: {} sequences but only {} slots", kOp, B, S.size(0));
-  if (slots && !slots->is_cuda() && B > 0) {
-    const int64_t* slot = slots->const_data_ptr<int64_t>();
-    MDN_CHECK(slots->is_contiguous(), "{}: slots must be contiguous", kOp);
-    for (int64_t b = 0; b < B; ++b) {
-      MDN_CHECK(slot[b] < S.size(0), "{}: slots[{}] is {}; there are {} slots", kOp, b, slot[b],
-                S.size(0));
-    }
-  }
+  const OptionalTensor slots_c = check_slots(kOp, slots, S, B);
   const std::array<Tensor, 6> x = {q.contiguous(),     k.contiguous(),   v.contiguous(),
                                    alpha.contiguous(), eta.contiguous(), beta.contiguous()};
   const OptionalTensor mu_c = contiguous(mu), pi_c = contiguous(pi);
   const DeviceScope device(q);
   Tensor o = at::empty_like(x[2]);
-  const kernels::MomentumDeltaRuleStep args{
-      .B = B,
-      .H = H,
-      .HV = HV,
-      .K = K,
-      .V = V,
-      .dtype = dtype_of(kOp, type),
-      .scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(K))),
-      .l2norm = l2norm,
-      .q = data(x[0]),
-      .k = data(x[1]),
-      .v = data(x[2]),
-      .alpha = data(x[3]),
-      .mu = data(mu_c),
-      .eta = data(x[4]),
-      .beta = data(x[5]),
-      .pi = data(pi_c),
-      .S = S.data_ptr(),
-      .M = M ? M->data_ptr() : nullptr,
-      .slots = static_cast<const int64_t*>(data(slots)),
-      .o = o.data_ptr()};
+  const kernels::MomentumDeltaRuleStep args{.B = B,
+                                            .H = H,
+                                            .HV = HV,
+                                            .K = K,
+                                            .V = V,
+                                            .dtype = dtype_of(kOp, type),
+                                            .scale = scale_of(scale, K),
+                                            .l2norm = l2norm,
+                                            .q = data(x[0]),
+                                            .k = data(x[1]),
+                                            .v = data(x[2]),
+                                            .alpha = data(x[3]),
+                                            .mu = data(mu_c),
+                                            .eta = data(x[4]),
+                                            .beta = data(x[5]),
+                                            .pi = data(pi_c),
+                                            .S = S.data_ptr(),
+                                            .M = M ? M->data_ptr() : nullptr,
+                                            .slots = static_cast<const int64_t*>(data(slots_c)),
+                                            .o = o.data_ptr()};
   if (q.is_cuda()) {
     kernels::cuda::step(args, device.stream());
   } else if (args.dtype == DType::kFloat64) {
