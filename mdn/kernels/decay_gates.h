@@ -22,7 +22,7 @@ using Stream = void*;
 struct DecayGatesProblem {
   int64_t tokens = 0;
   int64_t HV = 1;
-  int64_t channels = 1;  // of a head; more than one only in the forward pass
+  int64_t channels = 1;            // of a head; more than one only in the forward pass
   DType dtype = DType::kBFloat16;  // of a, b and their gradients
   double low = 0;
   double high = 0;
