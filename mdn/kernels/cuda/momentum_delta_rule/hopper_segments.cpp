@@ -106,7 +106,8 @@ int choose_segments(const MomentumDeltaRuleProblem& problem, const DeviceFacts& 
   const int64_t chunks = (problem.T + kChunk - 1) / kChunk;
   const double share = problem.momentum ? 1.0 : kShareWithoutMomentum;
   const auto time = [&](int segments) {
-    const auto length = static_cast<double>((chunks + segments - 1) / segments);
+    const int64_t whole = (chunks + segments - 1) / segments;
+    const auto length = static_cast<double>(whole);
     if (segments == 1) {
       return length * kWalkChunkTime * share;
     }
