@@ -12,14 +12,16 @@ using mdn::model::GateKind;
 using mdn::model::MixerKind;
 
 void check(const Config& c) {
-  MDN_FUZZ_REQUIRE(c.vocab_size >= 1 && c.hidden_size >= 1 && c.intermediate_size >= 1);
+  MDN_FUZZ_REQUIRE(c.vocab_size >= 1 && c.hidden_size >= 1);
+  MDN_FUZZ_REQUIRE(c.intermediate_size >= (c.model_type == "mamba2" ? 0 : 1));  // 0: no MLP
   MDN_FUZZ_REQUIRE(!c.layers.empty());
   for (const auto& id : {c.bos_token_id, c.eos_token_id, c.pad_token_id}) {
     MDN_FUZZ_REQUIRE(!id || (*id >= 0 && *id < c.vocab_size));
   }
-  for (const MixerKind kind : c.layers) {
+  for (size_t layer = 0; layer < c.layers.size(); ++layer) {
+    const MixerKind kind = c.layers[layer];
     if (kind == MixerKind::kAttention) {
-      const auto& a = c.attention;
+      const auto& a = c.attention.at(static_cast<int64_t>(layer));
       MDN_FUZZ_REQUIRE(a.num_heads >= 1 && a.num_kv_heads >= 1);
       MDN_FUZZ_REQUIRE(c.hidden_size % a.num_heads == 0 && a.num_heads % a.num_kv_heads == 0);
       MDN_FUZZ_REQUIRE(!a.window_size || *a.window_size >= 1);
