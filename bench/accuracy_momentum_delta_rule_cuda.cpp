@@ -8,7 +8,11 @@
 // alpha and beta as the published layer makes them: with θ the angle of tangent eta f, f uniform in
 // [0, 4], alpha = min(cos²θ, uniform in [0.9, 1]) and beta = sin²θ times a uniform number. "Free"
 // are alpha uniform in [0.9, 1] and beta in [0, 1], with which slow momentum grows without bound:
-// the largest state is shown. Inputs are rounded to bfloat16 before both sides read them.
+// the largest state is shown; "free" rows with a number as mu have it uniform within half of its
+// distance to 0 or 1, and initial states. Beside those stand the errors that were predicted before
+// the kernels were written, by rounding the operands of a float64 program: of o before its own
+// rounding, worst of d_q, d_k, d_v, and of the gates' gradients. Inputs are rounded to bfloat16
+// before both sides read them.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,6 +22,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "mdn/core/error.h"
@@ -40,6 +45,9 @@ struct Row {
   double cosine;
   double value_scale;
   double floor;
+  double mu = 0;  // in place of the floor, where not 0
+  double most_beta = 1;
+  const char* predicted = "-";
 };
 
 std::vector<Row> make_rows() {
@@ -64,12 +72,22 @@ std::vector<Row> make_rows() {
       rows.push_back({512, 128, 128, false, cosine, 1, floor});
     }
   }
+  for (const auto& [cosine, mu, most_beta, predicted] :
+       {std::tuple{0.0, 0.1, 1.0, "0.07, 0.23, 0.14"},
+        {0.0, 0.5, 1.0, "0.07, 0.24, 0.15"},
+        {0.0, 0.9, 1.0, "0.21, 0.57, 0.61"},
+        {0.0, 0.99, 0.1, "0.14, 0.32, 0.34"},
+        {0.5, 0.5, 1.0, "0.10, 0.50, 0.81"},
+        {0.5, 0.9, 1.0, "0.59, 1.6, 1.6"},
+        {0.5, 0.99, 0.1, "0.14, 0.61, 0.69"}}) {
+    rows.push_back({512, 128, 128, false, cosine, 1, 0, mu, most_beta, predicted});
+  }
   return rows;
 }
 
 MomentumDeltaRuleData make_data(const Row& row) {
   MomentumDeltaRuleCase c{.name = "accuracy", .T = row.T, .H = 2, .HV = 2, .K = row.K, .V = row.V};
-  c.states = false;
+  c.states = row.mu != 0;
   c.key_cosine = row.cosine;
   c.value_scale = row.value_scale;
   MomentumDeltaRuleData data(c, DType::kBFloat16);
@@ -83,9 +101,12 @@ MomentumDeltaRuleData make_data(const Row& row) {
     const double tangent = eta * uniform(0, 4);
     const double cap = row.capped ? 1 / (1 + tangent * tangent) : 1.0;
     data.alpha[i] = single(std::min(cap, uniform(0.9, 1)));
-    data.beta[i] = single(uniform(0, 1) * (row.capped ? 1 - cap : 1.0));
+    data.beta[i] = single(uniform(0, row.most_beta) * (row.capped ? 1 - cap : 1.0));
     data.eta[i] = single(eta);
-    data.mu[i] = row.floor == kNoMomentum ? 0.0 : single(std::exp(uniform(row.floor, 0)));
+    const double distance = std::min(row.mu, 1 - row.mu);
+    data.mu[i] = row.mu != 0 ? single(uniform(row.mu - distance / 2, row.mu + distance / 2))
+                 : row.floor == kNoMomentum ? 0.0
+                                            : single(std::exp(uniform(row.floor, 0)));
   }
   return data;
 }
@@ -106,25 +127,30 @@ void print_row(const Row& row) {
       kernels::cuda::choose(data.problem(DType::kBFloat16), kernels::cuda::device_facts());
   const Results reference = run_reference(data);
   const Results results = run_cuda(data, DType::kBFloat16);
+  const std::string mu =
+      row.mu == 0
+          ? fmt::format("floor {}", row.floor)
+          : fmt::format("mu {}{}", row.mu,
+                        row.most_beta < 1 ? fmt::format(", beta to {}", row.most_beta) : "");
   fmt::print("| {} | {},{} | {} | {} | {} | {} | {:.2g} |", row.T, row.K, row.V,
-             row.capped ? "capped" : "free", row.cosine, row.value_scale, row.floor,
+             row.capped ? "capped" : "free", row.cosine, row.value_scale, mu,
              std::max(largest(at(reference, "final_S")), largest(at(reference, "final_M"))));
   for (const char* name : kResults) {
     fmt::print(" {:.3g} |", 100 * test::relative_error(at(results, name), at(reference, name)));
   }
-  fmt::print(" {} |\n", describe(choice));
+  fmt::print(" {} | {} |\n", row.predicted, describe(choice));
   std::fflush(stdout);
 }
 
 int run(int part, int parts) {
   const std::vector<Row> rows = make_rows();
   if (part == 0) {
-    fmt::print("| T | K,V | gates | key cosine | v | floor of log μ | largest final state |");
+    fmt::print("| T | K,V | gates | key cosine | v | log μ | largest final state |");
     for (const char* name : kResults) {
       fmt::print(" {} % |", name);
     }
-    fmt::print(" kernels |\n|");
-    for (size_t i = 0; i < 8 + std::size(kResults); ++i) {
+    fmt::print(" predicted o, q k v, gates % | kernels |\n|");
+    for (size_t i = 0; i < 9 + std::size(kResults); ++i) {
       fmt::print("---|");
     }
     fmt::print("\n");

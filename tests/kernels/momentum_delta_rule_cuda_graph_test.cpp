@@ -137,7 +137,8 @@ std::string dtype_name(const testing::TestParamInfo<DType>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(MomentumDeltaRuleCuda, Graphs,
-                         testing::Values(DType::kFloat32, DType::kBFloat16), dtype_name);
+                         testing::Values(DType::kFloat32, DType::kBFloat16, DType::kFloat16),
+                         dtype_name);
 
 }  // namespace
 }  // namespace mdn::test

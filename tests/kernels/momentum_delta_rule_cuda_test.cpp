@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "mdn/core/error.h"
@@ -39,6 +41,12 @@ std::vector<MomentumDeltaRuleCase> cuda_cases() {
                              {256, 128},
                              {256, 512}}) {
     add({.name = fmt::format("shape_{}_{}", K, V), .T = 130, .H = 1, .HV = 1, .K = K, .V = V});
+  }
+  // The other sizes of the Hopper kernels, which "wide" and "wide_key" complete; short, since the
+  // tolerances of wide rows take seconds.
+  for (const auto& [K, V, T] :
+       {std::array<int64_t, 3>{64, 256, 66}, {64, 512, 66}, {256, 256, 24}}) {
+    add({.name = fmt::format("shape_{}_{}", K, V), .T = T, .H = 1, .HV = 1, .K = K, .V = V});
   }
   for (int64_t T : {1, 2, 15, 63, 64, 65, 127, 129, 200}) {
     add({.name = fmt::format("tiles_length_{}", T), .T = T, .H = 1, .HV = 2, .K = 128, .V = 128});
@@ -78,6 +86,15 @@ std::vector<MomentumDeltaRuleCase> cuda_cases() {
        .K = 128,
        .V = 64,
        .lengths = {1, 0, 63, 64, 65, 0, 128, 130, 0},
+       .l2norm = true});
+  add({.name = "tiles_packed_256",
+       .T = 0,
+       .H = 1,
+       .HV = 2,
+       .K = 256,
+       .V = 64,
+       .lengths = {1, 0, 65},
+       .pi = Prediction::kRandom,
        .l2norm = true});
   // More chunks and heads than multiprocessors; and a backward pass in two groups of heads.
   add({.name = "tiles_many_items", .B = 24, .T = 20, .H = 6, .HV = 6, .K = 64, .V = 64});
@@ -341,9 +358,7 @@ struct PoolStep {
   }
 };
 
-TEST(MomentumDeltaRuleCuda, StepUsesSlots) {
-  SKIP_WITHOUT_DEVICE();
-  const MomentumDeltaRuleCase c{.name = "slots", .B = 5, .H = 2, .HV = 4, .K = 40, .V = 24};
+void expect_step_in_slots(const MomentumDeltaRuleCase& c) {
   PoolStep step(c);
   const DeviceBuffer S(step.data.S, DType::kFloat32), M(step.data.M, DType::kFloat32);
   step.call.S = S.get();
@@ -397,10 +412,16 @@ TEST(MomentumDeltaRuleCuda, StepUsesSlots) {
   }
 }
 
+TEST(MomentumDeltaRuleCuda, StepUsesSlots) {
+  SKIP_WITHOUT_DEVICE();
+  expect_step_in_slots({.name = "any_sizes", .B = 5, .H = 2, .HV = 4, .K = 40, .V = 24});
+  expect_step_in_slots({.name = "whole_tiles", .B = 5, .H = 2, .HV = 4, .K = 128, .V = 64});
+}
+
 TEST(MomentumDeltaRuleCuda, Float16StatesSaturate) {
   SKIP_WITHOUT_DEVICE();
-  for (int64_t K : {16, 13}) {  // whole pieces of 16 bytes, and single elements
-    MomentumDeltaRuleCase c{.name = "saturation", .H = 1, .HV = 1, .K = K, .V = 8};
+  for (int64_t K : {16, 13, 128}) {  // pieces of 16 bytes, single elements, whole tiles
+    MomentumDeltaRuleCase c{.name = "saturation", .H = 1, .HV = 1, .K = K, .V = 16};
     c.value_scale = 1e6;
     c.state_scale = 0;
     PoolStep step(c, 1.0);
@@ -458,10 +479,11 @@ TEST(MomentumDeltaRuleCuda, StepReachesSlotsPastTwoToTheThirtyFirstElement) {
 }
 
 /// Packed sequences of equal content, so many that tensors pass 2^31 elements: every sequence must
-/// have the bits of the first one, in every output.
+/// have the bits of the first one, in every output. A sequence has 15 2^13 elements, which divides
+/// neither 2^31 nor 2^32: an offset that wraps would read other numbers.
 void expect_rows_agree(DType dtype) {
   const MomentumDeltaRuleCase c{
-      .name = "row", .T = 64, .H = 16, .HV = 16, .K = 128, .V = 128, .states = false};
+      .name = "row", .T = 64, .H = 15, .HV = 15, .K = 128, .V = 128, .states = false};
   const MomentumDeltaRuleData data(c, dtype);
   const int64_t row_elements = c.T * c.HV * c.V;
   const int64_t rows = (int64_t{1} << 31) / row_elements + 4;
@@ -569,6 +591,53 @@ void expect_rows_agree(DType dtype) {
 TEST(MomentumDeltaRuleCuda, TensorsPastTwoToTheThirtyFirstElement) {
   SKIP_WITHOUT_DEVICE();
   expect_rows_agree(DType::kBFloat16);
+}
+
+TEST(MomentumDeltaRuleDispatch, ChoosesBySizesTypeAndDevice) {
+  using kernels::cuda::choose;
+  using kernels::cuda::DeviceFacts;
+  const auto device = [](int major, int minor) {
+    return DeviceFacts{.index = 0,
+                       .major = major,
+                       .minor = minor,
+                       .multiprocessors = 132,
+                       .shared_memory = 227 << 10};
+  };
+  const auto problem = [](int64_t K, int64_t V, DType dtype) {
+    MomentumDeltaRuleProblem p;
+    p.T = 100;
+    p.K = K;
+    p.V = V;
+    p.dtype = dtype;
+    return p;
+  };
+  const auto described = [](const MomentumDeltaRuleProblem& p, const DeviceFacts& facts) {
+    return describe(choose(p, facts));
+  };
+  const std::string portable = "forward portable, backward portable";
+  const bool kept_off = described(problem(128, 128, DType::kBFloat16), device(9, 0)) == portable;
+  EXPECT_EQ(kept_off, std::getenv("MDN_CUDA_PORTABLE") != nullptr &&
+                          std::string(std::getenv("MDN_CUDA_PORTABLE")) != "0");
+  const std::string hopper = kept_off ? portable : "forward hopper, backward hopper";
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (int64_t K : {64, 128, 256}) {
+      for (int64_t V : {64, 128, 256, 512}) {
+        EXPECT_EQ(described(problem(K, V, dtype), device(9, 0)), hopper);
+        for (const auto& [major, minor] : {std::pair{8, 0}, {8, 6}, {8, 9}, {10, 0}, {12, 0}}) {
+          EXPECT_EQ(described(problem(K, V, dtype), device(major, minor)), portable);
+        }
+      }
+    }
+    for (const auto& [K, V] : {std::pair{96, 128}, {512, 512}, {128, 96}, {1, 1}}) {
+      EXPECT_EQ(described(problem(K, V, dtype), device(9, 0)), portable);
+    }
+  }
+  EXPECT_EQ(described(problem(128, 128, DType::kFloat32), device(9, 0)), portable);
+
+  const MomentumDeltaRuleProblem p = problem(128, 128, DType::kBFloat16);
+  EXPECT_EQ(kernels::cuda::unsupported(p, device(8, 0)), "");
+  EXPECT_EQ(kernels::cuda::unsupported(p, device(7, 5)),
+            "the GPU has compute capability 7.5; supported are 8.0 and above");
 }
 
 /// The message of the error that `body` throws.

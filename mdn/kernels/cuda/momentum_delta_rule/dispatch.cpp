@@ -75,9 +75,13 @@ std::string describe(const Choice& choice) {
   return fmt::format("forward {}, backward {}", name(choice.forward), name(choice.backward));
 }
 
-std::string unsupported(const MomentumDeltaRuleProblem& problem) {
+std::string unsupported(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device) {
   const std::string sizes = unsupported_sizes(problem.dtype, problem.K, problem.V);
-  return sizes.empty() ? unsupported_device(device_facts()) : sizes;
+  return sizes.empty() ? unsupported_device(device) : sizes;
+}
+
+std::string unsupported(const MomentumDeltaRuleProblem& problem) {
+  return unsupported(problem, device_facts());
 }
 
 MomentumDeltaRuleSizes sizes(const MomentumDeltaRuleProblem& problem) {

@@ -19,6 +19,9 @@ struct Choice {
 /// every call off the Hopper kernels: for comparing the two, and for ruling one out.
 Choice choose(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device);
 
+/// What the device cannot do of the problem, and what is supported; empty: nothing.
+std::string unsupported(const MomentumDeltaRuleProblem& problem, const DeviceFacts& device);
+
 /// For people: "forward hopper, backward portable".
 std::string describe(const Choice& choice);
 
