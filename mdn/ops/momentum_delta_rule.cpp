@@ -237,8 +237,10 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
   check(eta, "eta", {B, HV}, gate_type);
   check(beta, "beta", {B, HV}, gate_type);
   check(pi, "pi", {B, HV}, gate_type);
-  check(S, "S", {S.size(0), HV, V, K}, gate_type);
-  check(M, "M", S.sizes(), gate_type);
+  const bool half_states = q.is_cuda() && S.scalar_type() == at::kHalf;
+  const at::ScalarType state_type = half_states ? at::kHalf : gate_type;
+  check(S, "S", {S.size(0), HV, V, K}, state_type);
+  check(M, "M", S.sizes(), state_type);
   check(slots, "slots", {B}, at::kLong);
   MDN_CHECK(mu.has_value() == M.has_value(), "{}: mu and M must be given together", kOp);
   MDN_CHECK(S.is_contiguous() && (!M || M->is_contiguous()),
@@ -249,26 +251,28 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& alp
   const OptionalTensor mu_c = contiguous(mu), pi_c = contiguous(pi);
   const DeviceScope device(q);
   Tensor o = at::empty_like(x[2]);
-  const kernels::MomentumDeltaRuleStep args{.B = B,
-                                            .H = H,
-                                            .HV = HV,
-                                            .K = K,
-                                            .V = V,
-                                            .dtype = dtype_of(kOp, type),
-                                            .scale = scale_of(scale, K),
-                                            .l2norm = l2norm,
-                                            .q = data(x[0]),
-                                            .k = data(x[1]),
-                                            .v = data(x[2]),
-                                            .alpha = data(x[3]),
-                                            .mu = data(mu_c),
-                                            .eta = data(x[4]),
-                                            .beta = data(x[5]),
-                                            .pi = data(pi_c),
-                                            .S = S.data_ptr(),
-                                            .M = M ? M->data_ptr() : nullptr,
-                                            .slots = static_cast<const int64_t*>(data(slots_c)),
-                                            .o = o.data_ptr()};
+  const kernels::MomentumDeltaRuleStep args{
+      .B = B,
+      .H = H,
+      .HV = HV,
+      .K = K,
+      .V = V,
+      .dtype = dtype_of(kOp, type),
+      .scale = scale_of(scale, K),
+      .l2norm = l2norm,
+      .q = data(x[0]),
+      .k = data(x[1]),
+      .v = data(x[2]),
+      .alpha = data(x[3]),
+      .mu = data(mu_c),
+      .eta = data(x[4]),
+      .beta = data(x[5]),
+      .pi = data(pi_c),
+      .S = S.data_ptr(),
+      .M = M ? M->data_ptr() : nullptr,
+      .slots = static_cast<const int64_t*>(data(slots_c)),
+      .o = o.data_ptr(),
+      .state_dtype = half_states ? DType::kFloat16 : DType::kFloat32};
   if (q.is_cuda()) {
     kernels::cuda::step(args, device.stream());
   } else if (args.dtype == DType::kFloat64) {

@@ -35,9 +35,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> momentum_delta_rule(
     const std::optional<at::Tensor>& initial_M, const std::optional<at::Tensor>& cu_seqlens,
     std::optional<double> scale, bool l2norm);
 
-/// One token: q, k [B, H, K], v [B, HV, V], gates [B, HV]; S, M [slots, HV, V, K] contiguous,
-/// updated in place; slots [B] int64, or absent: row b has slot b; negative: a padding row, whose o
-/// is undefined. mu and M are given together, or neither. No gradient. Returns o [B, HV, V].
+/// One token: q, k [B, H, K], v [B, HV, V], gates [B, HV]; S, M [slots, HV, V, K] contiguous, of
+/// the gates' dtype or, on CUDA, float16 (what is past ±65504 is stored as ±65504), updated in
+/// place; slots [B] int64, or absent: row b has slot b; negative: a padding row, whose o is
+/// undefined. mu and M are given together, or neither. No gradient. Returns o [B, HV, V].
 at::Tensor momentum_delta_rule_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                     const at::Tensor& alpha, const std::optional<at::Tensor>& mu,
                                     const at::Tensor& eta, const at::Tensor& beta, at::Tensor& S,

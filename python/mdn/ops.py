@@ -95,8 +95,9 @@ def momentum_delta_rule_step(
 
     Args:
         q, k: [B, H, K]; v: [B, HV, V]; alpha, mu, eta, beta, pi: [B, HV]; dtypes as there.
-        S, M: states of all sequences, [slots, HV, V, K] in the gates' dtype and contiguous:
-            **updated in place**. mu and M are given together, or both are None.
+        S, M: states of all sequences, [slots, HV, V, K] in the gates' dtype, or float16 on a GPU
+            (numbers past ±65504 are stored as ±65504), and contiguous: **updated in place**. mu and
+            M are given together, or both are None.
         slots: [B] int64, the state that each row owns, none twice; a negative one marks a padding
             row, whose output is undefined. None: row b owns state b.
         scale, l2norm: as there.

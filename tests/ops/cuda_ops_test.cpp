@@ -1,6 +1,7 @@
 // The CUDA kernels of the small operators against ATen in float64 on the CPU: the same operator,
 // given float64 tensors, takes ATen's operations and autograd. Skipped where there is no GPU.
 #include <ATen/ATen.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -8,6 +9,7 @@
 #include <cmath>
 #include <functional>
 
+#include "mdn/core/error.h"
 #include "mdn/ops/cross_entropy.h"
 #include "mdn/ops/decay_gates.h"
 #include "mdn/ops/general_momentum_delta_rule.h"
@@ -338,6 +340,27 @@ TEST(CudaLinearCrossEntropy, ForeignTargetsMakeTheLossNaN) {
   }
 }
 
+// Neither the logits of all tokens nor any in float32 exist at once.
+TEST(CudaLinearCrossEntropy, TakesLittleMemory) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  constexpr int64_t kTokens = 16384, kVocab = 50257;
+  const at::TensorOptions on_device(at::kCUDA);
+  const at::Tensor hidden = at::ones({kTokens, 64}, on_device.dtype(at::kBFloat16));
+  const at::Tensor weight = at::ones({kVocab, 64}, on_device.dtype(at::kFloat));
+  const at::Tensor targets = at::zeros({kTokens}, on_device.dtype(at::kLong));
+  hidden.requires_grad_();
+  weight.requires_grad_();
+  const auto memory = [&] {
+    return c10::cuda::CUDACachingAllocator::getDeviceStats(hidden.get_device()).allocated_bytes[0];
+  };
+  c10::cuda::CUDACachingAllocator::resetPeakStats(hidden.get_device());
+  const int64_t before = memory().current;
+  torch::autograd::grad({linear_cross_entropy(hidden, weight, targets)}, {hidden, weight});
+  EXPECT_LT(memory().peak - before, kTokens * kVocab * 2 / 2);  // half of bfloat16 logits
+}
+
 TEST(CudaResidualMlp, MatchesATen) {
   // Five products and norms deep, each with a rounding; forward values go into the gradients.
   compare(
@@ -397,6 +420,42 @@ TEST(CudaMomentumDeltaRule, ViewsMayStartAnywhere) {
 
 // float32 is the chunkwise program there, the 16-bit types the kernels, which round operands of
 // their products half a dozen times on the way.
+// A step's states may be float16: then they are off by their rounding from those of a float32 step.
+TEST(CudaMomentumDeltaRule, StepsTakeStatesOfFloat16) {
+  if (!at::hasCUDA()) {
+    GTEST_SKIP() << "no GPU";
+  }
+  constexpr int64_t B = 3, H = 2, K = 64, V = 32;
+  const auto given = [](const at::Tensor& x) { return x.to(at::kCUDA); };
+  const at::Tensor q = given(random({B, H, K})), k = given(random({B, H, K})),
+                   v = given(random({B, H, V})), alpha = given(at::sigmoid(random({B, H}))),
+                   mu = given(at::sigmoid(random({B, H}))),
+                   eta = given(at::sigmoid(random({B, H}))),
+                   beta = given(at::sigmoid(random({B, H})));
+  at::Tensor S = given(random({B, H, V, K})).to(at::kHalf).to(at::kFloat),
+             M = S.flip(0).contiguous();
+  at::Tensor half_S = S.to(at::kHalf), half_M = M.to(at::kHalf);
+  const auto step = [&](at::Tensor& to_S, const at::Tensor& to_M) {
+    return momentum_delta_rule_step(q, k, v, alpha, mu, eta, beta, to_S, to_M, std::nullopt,
+                                    std::nullopt, std::nullopt, true);
+  };
+  const at::Tensor o = step(S, M), half_o = step(half_S, half_M);
+  // Both read the same states, and sum their float32 products in different orders.
+  const double sums = 4 * (std::sqrt(static_cast<double>(K)) + 16) * 0x1p-24;
+  EXPECT_LE((half_o - o).norm().item<double>(), sums * o.norm().item<double>());
+  for (const auto& [half, whole] : {std::pair{half_S, S}, {half_M, M}}) {
+    EXPECT_EQ(half.scalar_type(), at::kHalf);
+    const double error = (half.to(at::kFloat) - whole).norm().item<double>();
+    EXPECT_LE(error, 0x1p-11 * whole.norm().item<double>());
+    EXPECT_GT(error, 0);
+  }
+  at::Tensor cpu_S = half_S.to(at::kCPU);
+  EXPECT_THROW(momentum_delta_rule_step(q.cpu(), k.cpu(), v.cpu(), alpha.cpu(), mu.cpu(), eta.cpu(),
+                                        beta.cpu(), cpu_S, half_M.cpu(), std::nullopt, std::nullopt,
+                                        std::nullopt, true),
+               Error);
+}
+
 TEST(CudaKimiDeltaRule, MatchesTheReference) {
   constexpr int64_t T = 75, H = 2, HV = 4, K = 64, V = 32;
   const at::Tensor packed = at::tensor(std::vector<int64_t>{0, 1, 40, 40, 2 * T}, at::kLong);
