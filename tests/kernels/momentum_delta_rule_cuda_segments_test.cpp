@@ -1,13 +1,14 @@
 // Long sequences of few heads on CUDA, which are cut into segments that run at once
 // (hopper_segments.h): when they are, that a cut call is as right as an uncut one, and what happens
 // where the map of a segment cannot be used. Packed sequences are never cut, so that one sequence,
-// packed, is the uncut call.
+// packed, is the uncut call; nor do blocks share their walks, which has the uncut call's bits.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <tuple>
 
 #include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/cuda/device.h"
@@ -295,6 +296,38 @@ TEST(MomentumDeltaRuleSegments, MapsThatOverflowAreNotUsed) {
     }
     expect_as_right(data, kType, false);
     EXPECT_GT(unknown_segments(data, kType), 0);
+  }
+}
+
+/// Blocks that share walks (hopper_recurrence_work.cuh) hand states over as they are.
+TEST(MomentumDeltaRuleSharedWalks, HaveTheBitsOfWholeWalks) {
+  if (const std::string why = no_cuda_device(); !why.empty()) {
+    GTEST_SKIP() << why;
+  }
+  constexpr DType kType = DType::kBFloat16;
+  for (const auto& [B, H, K, V, momentum] : {std::tuple{24, 6, 64, 64, true},
+                                             {24, 6, 64, 64, false},
+                                             {24, 12, 128, 128, true},
+                                             {6, 3, 256, 512, true}}) {
+    MomentumDeltaRuleCase c{.name = "shared", .B = B, .T = 70, .H = H, .HV = H, .K = K, .V = V};
+    c.gates = momentum ? Gates::kMild : Gates::kNoMomentum;
+    c.momentum = momentum;
+    SCOPED_TRACE(fmt::format("K {} V {}{}", K, V, momentum ? "" : " without momentum"));
+    const MomentumDeltaRuleData data(c, kType);
+    const DeviceFacts& device = kernels::cuda::device_facts();
+    const auto shares = [&](const MomentumDeltaRuleData& x) {
+      return choose_hopper_forward(x.problem(kType), device).shared_walks;
+    };
+    if (kernels::cuda::choose(data.problem(kType), device).forward != Path::kHopper ||
+        !shares(data)) {
+      GTEST_SKIP() << "walks are not shared on this device";
+    }
+    ASSERT_FALSE(shares(packed(data)));
+    const Results shared = run_cuda(data, kType), whole = run_cuda(packed(data), kType);
+    ASSERT_EQ(shared.size(), whole.size());
+    for (size_t i = 0; i < whole.size(); ++i) {
+      EXPECT_TRUE(shared[i].x == whole[i].x) << whole[i].name;
+    }
   }
 }
 
