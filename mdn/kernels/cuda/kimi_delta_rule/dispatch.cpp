@@ -6,35 +6,21 @@
 #include <initializer_list>
 
 #include "mdn/core/error.h"
-#include "mdn/kernels/cuda/device.h"
+#include "mdn/kernels/cuda/entrance.h"
 #include "mdn/kernels/cuda/kimi_delta_rule/plan.h"
+#include "mdn/kernels/cuda/workspace.h"
 
 namespace mdn::kernels::cuda {
 namespace {
 
 using kimi::Work;
 
-constexpr int kMinMajor = 8;                    // compute capability 8.0
+constexpr const char* kOperation = "kimi_delta_rule";
 constexpr size_t kMostBytes = size_t{2} << 30;  // of a pass over more than one query/key head
-
-std::string unsupported_device() {
-  const DeviceFacts& device = device_facts();
-  if (device.major < kMinMajor) {
-    return fmt::format("the GPU has compute capability {}.{}; supported are 8.0 and above",
-                       device.major, device.minor);
-  }
-  return "";
-}
 
 void check_supported(const KimiDeltaRuleProblem& problem) {
   const std::string reason = unsupported(problem);
   MDN_CHECK(reason.empty(), "kimi_delta_rule on CUDA: {}", reason);
-}
-
-void check_workspace(const void* workspace) {
-  MDN_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0,
-            "kimi_delta_rule on CUDA: the workspace at {} is not on a multiple of 256 bytes",
-            workspace);
 }
 
 /// The kernels read and write 16 bytes at once.
@@ -47,10 +33,6 @@ void check_aligned(std::initializer_list<const void*> tensors) {
 
 size_t record_bytes(int64_t K) {
   return kimi::padded_keys(K) == 64 ? kimi::Record<64>::kBytes : kimi::Record<128>::kBytes;
-}
-
-size_t round_up(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
 }
 
 int64_t value_tiles(const KimiDeltaRuleProblem& problem) {
@@ -136,7 +118,7 @@ std::string unsupported(const KimiDeltaRuleProblem& p) {
     return fmt::format("K = {}, V = {}; supported are multiples of {} up to {}", p.K, p.V,
                        kimi::kGranule, kimi::kMaxChannels);
   }
-  return unsupported_device();
+  return unsupported_device(device_facts());
 }
 
 std::string unsupported(const KimiDeltaRuleStep& call) {
@@ -146,7 +128,7 @@ std::string unsupported(const KimiDeltaRuleStep& call) {
   if (call.K > kimi::kMaxStepChannels) {
     return fmt::format("K = {}; supported are 1 to {}", call.K, kimi::kMaxStepChannels);
   }
-  return unsupported_device();
+  return unsupported_device(device_facts());
 }
 
 KimiDeltaRuleSizes sizes(const KimiDeltaRuleProblem& problem) {
@@ -158,7 +140,7 @@ KimiDeltaRuleSizes sizes(const KimiDeltaRuleProblem& problem) {
 void forward(const KimiDeltaRuleForward& call, Stream stream) {
   check(call);
   check_supported(call.problem);
-  check_workspace(call.workspace);
+  check_workspace_address(kOperation, call.workspace);
   const KimiDeltaRuleInputs& x = call.inputs;
   check_aligned({x.q, x.k, x.v, x.alpha, x.initial_S, call.o, call.final_S});
   const auto queue = static_cast<cudaStream_t>(stream);
@@ -172,7 +154,7 @@ void forward(const KimiDeltaRuleForward& call, Stream stream) {
 void backward(const KimiDeltaRuleBackward& call, Stream stream) {
   check(call);
   check_supported(call.problem);
-  check_workspace(call.workspace);
+  check_workspace_address(kOperation, call.workspace);
   const KimiDeltaRuleInputs& x = call.inputs;
   check_aligned({x.q, x.k, x.v, x.alpha, x.initial_S, call.d_o, call.d_final_S, call.d_q, call.d_k,
                  call.d_v, call.d_initial_S});

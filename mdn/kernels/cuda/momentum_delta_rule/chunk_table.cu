@@ -1,5 +1,6 @@
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/chunk_table.h"
+#include "mdn/kernels/cuda/workspace.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -93,10 +94,6 @@ __global__ void __launch_bounds__(kFillThreads)
                                        (start + chunk_length >= length ? kLastChunk : 0));
   }
   chunks[entry] = chunk;
-}
-
-size_t round_up(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "mdn/core/error.h"
+#include "mdn/kernels/cuda/entrance.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/decode.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/portable.h"
@@ -13,22 +14,12 @@
 namespace mdn::kernels::cuda {
 namespace {
 
-constexpr int kMinMajor = 8;  // compute capability 8.0
-
 bool portable_only() {
   static const bool only = [] {
     const char* value = std::getenv("MDN_CUDA_PORTABLE");
     return value != nullptr && std::string(value) != "0";
   }();
   return only;
-}
-
-std::string unsupported_device(const DeviceFacts& device) {
-  if (device.major < kMinMajor) {
-    return fmt::format("the GPU has compute capability {}.{}; supported are 8.0 and above",
-                       device.major, device.minor);
-  }
-  return "";
 }
 
 std::string unsupported_sizes(DType dtype, int64_t K, int64_t V) {
@@ -49,9 +40,7 @@ void check_supported(const MomentumDeltaRuleProblem& problem) {
 void check_workspace(const void* workspace, size_t bytes) {
   MDN_CHECK(bytes == 0 || workspace != nullptr,
             "momentum_delta_rule on CUDA: no workspace was given; this call needs {} bytes", bytes);
-  MDN_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0,
-            "momentum_delta_rule on CUDA: the workspace at {} is not on a multiple of 256 bytes",
-            workspace);
+  check_workspace_address("momentum_delta_rule", workspace);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_forward.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/segment_states.h"
 #include "mdn/kernels/cuda/ptx/tensor_map.h"
+#include "mdn/kernels/cuda/workspace.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -19,10 +20,6 @@ namespace {
 using backward_pass::Arguments;
 
 constexpr size_t kSmallestLimit = size_t{64} << 20;  // small problems are never cut
-
-size_t round_up(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
 
 int64_t tokens(const MomentumDeltaRuleProblem& problem) {
   return problem.B * problem.T;

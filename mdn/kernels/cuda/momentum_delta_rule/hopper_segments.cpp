@@ -6,6 +6,7 @@
 #include "mdn/kernels/cuda/check.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/segment_states.h"
+#include "mdn/kernels/cuda/workspace.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -31,29 +32,6 @@ int64_t value_tiles(const MomentumDeltaRuleProblem& problem) {
 int64_t state_channels(const MomentumDeltaRuleProblem& problem) {
   return (problem.momentum ? 2 : 1) * problem.K;
 }
-
-size_t round_up(size_t bytes) {
-  return (bytes + 255) / 256 * 256;
-}
-
-/// Takes arrays one behind the other, each from a multiple of 256 bytes on. Without memory it
-/// counts their bytes alone, and what it gives is null.
-class Arrays {
- public:
-  explicit Arrays(char* memory) : memory_(memory) {}
-
-  template <class Element>
-  Element* take(int64_t count) {
-    char* at = memory_ == nullptr ? nullptr : memory_ + bytes_;
-    bytes_ += round_up(static_cast<size_t>(count) * sizeof(Element));
-    return reinterpret_cast<Element*>(at);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  char* memory_;
-  size_t bytes_ = 0;
-};
 
 /// Rows of a SegmentMemory.
 int64_t segment_rows(const MomentumDeltaRuleProblem& problem, int segments) {

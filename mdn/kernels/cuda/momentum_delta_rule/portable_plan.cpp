@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "mdn/kernels/cuda/momentum_delta_rule/portable.h"
+#include "mdn/kernels/cuda/workspace.h"
 
 namespace mdn::kernels::cuda {
 namespace {
@@ -28,7 +29,7 @@ PortablePlan portable_plan(const MomentumDeltaRuleProblem& problem) {
 
   const auto take = [&plan](int64_t bytes) {
     const size_t offset = plan.bytes;
-    plan.bytes += (static_cast<size_t>(bytes) + 255) / 256 * 256;
+    plan.bytes += round_up(static_cast<size_t>(bytes));
     return offset;
   };
   plan.table = take(static_cast<int64_t>(chunk_table_bytes(p, kPortableChunk)));
