@@ -6,11 +6,11 @@
 // them. For every chunk table entry and value head of the group in work:
 //
 //     S, M    boxes [V / 64][K / 64], rows value channels, columns key channels: the states that
-//             the chunk starts with                                            (by the states
-//             kernel)
-//     dS, dM  the same: the gradients of the states that the chunk ends with   (by the chain
-//     kernel) R       boxes [V / 64], rows tokens, columns value channels              (by the
-//     states kernel)
+//             the chunk starts with, by the states kernel
+//     dS, dM  the same: the gradients of the states that the chunk ends with,
+//             by the chain kernel
+//     R       boxes [V / 64], rows tokens, columns value channels,
+//             by the states kernel
 //
 // Without momentum M and dM are missing everywhere; the kernels' kMomentum says so.
 //

@@ -63,9 +63,9 @@ struct UnfinishedRows {
 };
 
 /// Rows of dq, then of dk: the sum over the group's value heads in a fixed order, then, with `raw`,
-/// the derivative of the norm: with y the gradient of the raw row x at fixed norm and r^2 = 1 /
-/// (|x|^2
-/// + eps), dx = y - x r^2 (x . y). A warp a row of K channels, half of the blocks each.
+/// the derivative of the norm: with y the gradient of the raw row x at fixed norm and
+/// r^2 = 1 / (|x|^2 + eps), dx = y - x r^2 (x . y). A warp a row of K channels, half of the blocks
+/// each.
 template <class E>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_rows_kernel(UnfinishedRows<E> q, UnfinishedRows<E> k, int64_t rows, int K, int group) {

@@ -1,8 +1,8 @@
 // Forwards, token by token:
 //
 //     r_t = v_t - pi_t S k_t;  M <- mu_t M - eta_t r_t k_tᵀ;  S <- alpha_t S - beta_t M;
-//     o_t = scale S q_t                                       (S, M: [V, K], a row a group of
-//     lanes)
+//     o_t = scale S q_t
+// with S and M [V, K], a row a group of lanes.
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/portable.h"
 #include "mdn/kernels/cuda/momentum_delta_rule/portable_rows.cuh"
