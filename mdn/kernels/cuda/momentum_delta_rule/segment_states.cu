@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 
 namespace mdn::kernels::cuda {
@@ -13,8 +14,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kRows = 4;  // of A x a thread
 
 struct Params {
-  const float*
-      given_S;  // [N, HV, V, K]: initial states, or gradients of the final ones; null: zeros
+  // [N, HV, V, K]: initial states, or gradients of the final ones; null: zeros
+  const float* given_S;
   const float* given_M;
   float* S;  // [N segments, HV, V, K]
   float* M;
@@ -27,14 +28,6 @@ struct Params {
   int V;
 };
 
-__device__ __forceinline__ float sum_of_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    x += __shfl_xor_sync(0xFFFFFFFF, x, step);
-  }
-  return x;
-}
-
 /// Sums of kChannels numbers over a warp: that of channel lane / 4, in all four lanes of a quad.
 __device__ __forceinline__ float sums_of_warp(float (&x)[kChannels], int lane) {
 #pragma unroll
@@ -43,12 +36,12 @@ __device__ __forceinline__ float sums_of_warp(float (&x)[kChannels], int lane) {
     const bool upper = (lane & step) != 0;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-      const float other = __shfl_xor_sync(0xFFFFFFFF, upper ? x[i] : x[i + count], step);
+      const float other = __shfl_xor_sync(kAllLanes, upper ? x[i] : x[i + count], step);
       x[i] = (upper ? x[i + count] : x[i]) + other;
     }
   }
-  x[0] += __shfl_xor_sync(0xFFFFFFFF, x[0], 2);
-  return x[0] + __shfl_xor_sync(0xFFFFFFFF, x[0], 1);
+  x[0] += __shfl_xor_sync(kAllLanes, x[0], 2);
+  return x[0] + __shfl_xor_sync(kAllLanes, x[0], 1);
 }
 
 /// What a block works on: a sequence, a head and kChannels channels of V, from segment to segment.
@@ -129,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = lane; i < (half + 1) * kK; i += 32) {
       sum = fmaf(shared.x[i][checked], shared.x[i][checked], sum);
     }
-    return sum_of_warp(sum);
+    return sum_of_lanes<32>(sum);
   };
   float largest = checks ? norm_of_start() : 0.0f;
 
@@ -173,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const float x = shared.x[i][checked];
         loss = fmaf(shared.norms[half][i], x * x, loss);
       }
-      loss = sum_of_warp(loss);
+      loss = sum_of_lanes<32>(loss);
     }
     __syncthreads();
     for (int at = thread; at < kElements; at += kThreads) {
@@ -239,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1) segment_ends(const __grid_constan
     for (int i = lane; i < (half + 1) * kK; i += 32) {
       sum = fmaf(shared.y[checked][i], shared.y[checked][i], sum);
     }
-    return sum_of_warp(sum);
+    return sum_of_lanes<32>(sum);
   };
   float largest = checks ? norm_of_end() : 0.0f;
 
