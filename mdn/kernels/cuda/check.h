@@ -18,14 +18,3 @@ namespace mdn::kernels::cuda {
       ::mdn::kernels::cuda::throw_cuda_error(mdn_cuda_status, #call, __FILE__, __LINE__); \
     }                                                                                     \
   } while (false)
-
-/// Follows a launch: reports a bad configuration at once. Faults inside the kernel surface at the
-/// next synchronisation, as CUDA defines it.
-#define MDN_CUDA_CHECK_LAUNCH(name)                                                        \
-  do {                                                                                     \
-    const cudaError_t mdn_cuda_status = cudaGetLastError();                                \
-    if (mdn_cuda_status != cudaSuccess) {                                                  \
-      ::mdn::kernels::cuda::throw_cuda_error(mdn_cuda_status, "launch of " name, __FILE__, \
-                                             __LINE__);                                    \
-    }                                                                                      \
-  } while (false)
