@@ -13,14 +13,6 @@
 
 namespace mdn::kernels::cuda::ptx {
 
-/// L2 hints of the 64-bit kind that the copy instructions take.
-inline constexpr uint64_t kEvictFirst = 0x12F0000000000000;
-inline constexpr uint64_t kEvictLast = 0x14F0000000000000;
-
-__device__ __forceinline__ void tma_prefetch_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
-}
-
 /// Loads the box at (x, y, z): x counts the contiguous index. `map` is a __grid_constant__
 /// argument.
 __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, uint64_t* barrier,
@@ -32,33 +24,12 @@ __device__ __forceinline__ void tma_load(void* shared, const CUtensorMap* map, u
       : "memory");
 }
 
-__device__ __forceinline__ void tma_load_hint(void* shared, const CUtensorMap* map,
-                                              uint64_t* barrier, int x, int y, int z,
-                                              uint64_t hint) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z),
-      "l"(hint)
-      : "memory");
-}
-
 /// Brings the box to L2 alone.
 __device__ __forceinline__ void tma_prefetch(const CUtensorMap* map, int x, int y, int z) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(
                    reinterpret_cast<uint64_t>(map)),
                "r"(x), "r"(y), "r"(z)
                : "memory");
-}
-
-/// Stores the box; elements outside the tensor are dropped.
-__device__ __forceinline__ void tma_store(const CUtensorMap* map, const void* shared, int x, int y,
-                                          int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
-          reinterpret_cast<uint64_t>(map)),
-      "r"(shared_address(shared)), "r"(x), "r"(y), "r"(z)
-      : "memory");
 }
 
 /// Plain copies of `bytes`.
