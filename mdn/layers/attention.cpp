@@ -14,6 +14,7 @@
 
 #include "mdn/core/error.h"
 #include "mdn/layers/project.h"
+#include "mdn/ops/deterministic_scope.h"
 #include "mdn/ops/rms_norm.h"
 #include "mdn/ops/rotary.h"
 
@@ -50,32 +51,11 @@ void order_backends(bool cudnn, c10::Device device) {
   at::globalContext().setSDPPriorityOrder(cudnn ? cudnn_first : flash_first);
 }
 
-// While it lives, libtorch chooses deterministic algorithms.
-class DeterministicScope {
- public:
-  DeterministicScope() {
-    context_.setDeterministicAlgorithms(true, false);
-    context_.setDeterministicFillUninitializedMemory(false);
-  }
-  ~DeterministicScope() {
-    context_.setDeterministicFillUninitializedMemory(fills_);
-    context_.setDeterministicAlgorithms(on_, warns_);
-  }
-  DeterministicScope(const DeterministicScope&) = delete;
-  DeterministicScope& operator=(const DeterministicScope&) = delete;
-
- private:
-  at::Context& context_ = at::globalContext();
-  const bool on_ = context_.deterministicAlgorithms();
-  const bool warns_ = context_.deterministicAlgorithmsWarnOnly();
-  const bool fills_ = context_.deterministicFillUninitializedMemory();
-};
-
 using Attend =
     std::function<at::Tensor(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)>;
 
-// attend as one node of the graph around its own graph, whose backward pass runs in the scope
-// above: flash attention reads the choice there.
+// attend as one node of the graph around its own graph, whose backward pass runs with deterministic
+// algorithms: flash attention reads the choice there.
 class InOneOrder : public torch::autograd::Function<InOneOrder> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q,
@@ -93,7 +73,7 @@ class InOneOrder : public torch::autograd::Function<InOneOrder> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
     const auto kept = ctx->get_saved_variables();
-    const DeterministicScope scope;
+    const ops::DeterministicScope scope;
     auto d = torch::autograd::grad({kept[3]}, {kept[0], kept[1], kept[2]}, {grads[0]});
     d.emplace_back();  // attend
     return d;

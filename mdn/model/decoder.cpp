@@ -6,6 +6,7 @@
 #include "mdn/layers/project.h"
 #include "mdn/layers/residual.h"
 #include "mdn/ops/cross_entropy.h"
+#include "mdn/ops/embedding.h"
 #include "mdn/ops/rms_norm.h"
 
 namespace mdn::model {
@@ -22,7 +23,7 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const layers::Sequences& seque
   MDN_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.numel() > 0,
             "token ids must be [B, T] int64 with at least one token");
   at::Tensor x =
-      at::embedding(weights_.embeddings, ids, config_.pad_token_id.value_or(-1)).to(compute_type_);
+      ops::embedding(weights_.embeddings, ids, config_.pad_token_id.value_or(-1)).to(compute_type_);
   if (config_.residual_in_fp32) {
     x = x.to(layers::gate_type(x));
   }

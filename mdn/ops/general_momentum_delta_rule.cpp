@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "mdn/kernels/momentum_delta_rule.h"
+#include "mdn/ops/delta_rule.h"
 #include "mdn/ops/general_momentum_masks.h"
 #include "mdn/ops/tensor.h"
 #include "mdn/ops/unit_lower_inverse.h"

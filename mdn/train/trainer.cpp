@@ -41,10 +41,6 @@ model::Decoder make_decoder(const TrainConfig& config, int64_t data_vocabulary) 
   if (config.threads > 0) {
     at::set_num_threads(static_cast<int>(config.threads));
   }
-  MDN_CHECK(!config.deterministic || !device.is_cuda() || config.dtype == "bfloat16",
-            "deterministic: true on a GPU needs dtype bfloat16, and dtype is {}: in other types "
-            "runs were not the same",
-            config.dtype);
   layers::set_deterministic_attention(config.deterministic);
   model::Config shape = model::parse_config(config.model, "model");
   MDN_CHECK(shape.vocab_size >= data_vocabulary,

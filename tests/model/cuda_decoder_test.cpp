@@ -160,7 +160,7 @@ TEST(CudaDecoder, SameBitsEveryTime) {
 
 // Loss and weights after three steps of gradient descent, twice.
 void expect_same_training(const Config& config, at::ScalarType type) {
-  const at::Tensor ids = (at::arange(4 * 1025, at::kLong) * 37 % 101).view({4, 1025}).to(at::kCUDA);
+  const at::Tensor ids = (at::arange(8 * 1025, at::kLong) * 37 % 101).view({8, 1025}).to(at::kCUDA);
   std::vector<at::Tensor> weights[2];
   for (auto& trained : weights) {
     Parameters parameters = Parameters::initialise(config, 3, at::kFloat, at::kCUDA);
@@ -189,8 +189,10 @@ TEST(CudaDecoder, AttentionHasTheSameBitsWhenAsked) {
   }
   layers::set_deterministic_attention(true);
   for (const char* name : {"mdn_hybrid", "transformer"}) {
-    SCOPED_TRACE(name);
-    expect_same_training(read_config(std::string(MDN_TEST_DATA "/goldens/") + name), at::kBFloat16);
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      SCOPED_TRACE(fmt::format("{} {}", name, c10::toString(type)));
+      expect_same_training(read_config(std::string(MDN_TEST_DATA "/goldens/") + name), type);
+    }
   }
   Config windowed = read_config(MDN_TEST_DATA "/goldens/mdn_hybrid"), tied = windowed;
   for (auto& [layer, options] : windowed.attention) {

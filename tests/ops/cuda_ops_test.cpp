@@ -12,6 +12,7 @@
 #include "mdn/core/error.h"
 #include "mdn/ops/cross_entropy.h"
 #include "mdn/ops/decay_gates.h"
+#include "mdn/ops/embedding.h"
 #include "mdn/ops/general_momentum_delta_rule.h"
 #include "mdn/ops/general_momentum_masks.h"
 #include "mdn/ops/kimi_delta_rule.h"
@@ -216,6 +217,19 @@ TEST_P(CudaOps, RmsNormMatchesATen) {
           },
           rows + D);
     }
+  }
+}
+
+TEST_P(CudaOps, EmbeddingMatchesATen) {
+  for (const int64_t tokens : pick<int64_t>({1, 500, 8192}, {500})) {
+    SCOPED_TRACE(tokens);
+    const at::Tensor ids = (at::arange(tokens, at::kLong) * 37 % 101).view({1, tokens});
+    compare(
+        {random({103, 48})},
+        [&](const Tensors& x) -> Tensors {
+          return {ops::embedding(x[0], ids.to(x[0].device()), 5)};
+        },
+        tokens / 101 + 1);
   }
 }
 
@@ -572,10 +586,20 @@ TEST(CudaGeneralMomentumDeltaRule, MatchesFloat64) {
   }
 }
 
-TEST(CudaOpsTogether, SameBitsEveryTime) {
+void expect_same_bits(const Function& f, const Tensors& inputs, at::ScalarType type) {
   if (!at::hasCUDA()) {
     GTEST_SKIP() << "no GPU";
   }
+  const Tensors first = run(f, inputs, type, at::kCUDA);
+  for (int again = 0; again < 3; ++again) {
+    const Tensors second = run(f, inputs, type, at::kCUDA);
+    for (size_t i = 0; i < first.size(); ++i) {
+      EXPECT_TRUE(at::equal(first[i], second[i])) << i;
+    }
+  }
+}
+
+TEST(CudaOpsTogether, SameBitsEveryTime) {
   const Tensors inputs = {random({3, 700, 256}), random({256, 1, 4}), random({256}),
                           random({3, 700, 256}), random({512, 256})};
   const at::Tensor targets = (at::arange(2100, at::kLong) % 512).view({3, 700});
@@ -583,13 +607,15 @@ TEST(CudaOpsTogether, SameBitsEveryTime) {
     const at::Tensor y = rms_norm(short_conv(x[0], x[1], std::nullopt), x[2], 1e-6, x[3]);
     return {linear_cross_entropy(swiglu(y, x[3]), x[4], targets.to(x[0].device()))};
   };
-  const Tensors first = run(f, inputs, at::kBFloat16, at::kCUDA);
-  for (int again = 0; again < 3; ++again) {
-    const Tensors second = run(f, inputs, at::kBFloat16, at::kCUDA);
-    for (size_t i = 0; i < first.size(); ++i) {
-      EXPECT_TRUE(at::equal(first[i], second[i])) << i;
-    }
-  }
+  expect_same_bits(f, inputs, at::kBFloat16);
+}
+
+TEST(CudaOpsTogether, EmbeddingHasTheSameBitsEveryTime) {
+  const at::Tensor ids = (random({1, 8192}).abs() * 1e4).to(at::kLong) % 256;  // few rows, often
+  const Function f = [&](const Tensors& x) -> Tensors {
+    return {ops::embedding(x[0], ids.to(x[0].device()), -1) * x[1]};
+  };
+  expect_same_bits(f, {random({256, 384}), random({1, 8192, 384})}, at::kFloat);
 }
 
 }  // namespace
