@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mdn/kernels/cuda/divide.cuh"
+
 namespace mdn::kernels::cuda {
 
 /// Tokens are numbered through all rows. Without cu_seqlens every `length` of them are a sequence.
@@ -17,7 +19,7 @@ class SequenceWalk {
  public:
   __device__ SequenceWalk(const SequenceTable& table, int64_t token) : table_(table) {
     if (table.cu_seqlens == nullptr) {
-      start_ = token / table.length * table.length;
+      start_ = divide(token, table.length).quotient * table.length;
       end_ = start_ + table.length;
       return;
     }

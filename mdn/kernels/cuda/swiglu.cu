@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "mdn/kernels/cuda/divide.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/vectors.cuh"
 
@@ -20,12 +21,8 @@ struct Place {
 template <int kCount>
 __device__ Place place_of(int64_t columns) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t of_row = columns / kCount;
-  if (i >> 32 == 0 && of_row >> 32 == 0) {  // a division of 32 bits is several times cheaper
-    const auto low = static_cast<uint32_t>(i), n = static_cast<uint32_t>(of_row);
-    return {low / n, static_cast<int64_t>(low % n) * kCount};
-  }
-  return {i / of_row, i % of_row * kCount};
+  const Division at = divide(i, columns / kCount);
+  return {at.quotient, at.remainder * kCount};
 }
 
 template <class T, int kCount>

@@ -109,11 +109,23 @@ struct Run {
     }
   }
   __device__ void unpack(float (&x)[kCount]) const {
-    T elements[kCount];
-    memcpy(elements, words, sizeof(elements));
+    if constexpr (std::is_same_v<T, __nv_bfloat16> && kCount % 2 == 0) {
+      // A bfloat16 is the upper half of a float32: one instruction for each, where nvcc makes two
+      // of every second one.
+      uint32_t pairs[kCount / 2];
+      memcpy(pairs, words, sizeof(pairs));
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      x[i] = to_float(elements[i]);
+      for (int i = 0; i < kCount / 2; ++i) {
+        x[2 * i] = __uint_as_float(pairs[i] << 16);
+        x[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+      }
+    } else {
+      T elements[kCount];
+      memcpy(elements, words, sizeof(elements));
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        x[i] = to_float(elements[i]);
+      }
     }
   }
   __device__ void pack(const float (&x)[kCount]) {
@@ -171,13 +183,17 @@ __device__ inline void load_columns(const void* tensor, int64_t at, DType dtype,
   }
 }
 
-/// exp with an error that vanishes in the rounding to T: the hardware's for 16-bit types.
+/// exp with an error that vanishes in the rounding to T: the hardware's for 16-bit types, as it is
+/// and with zeros for denormal numbers, as in `sigmoid`.
 template <class T>
 __device__ inline float exponential(float x) {
   if constexpr (kIsFloat32<T>) {
     return expf(x);
   } else {
-    return __expf(x);
+    constexpr float kLog2E = 1.44269504f;
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(kLog2E * x));
+    return power;
   }
 }
 
