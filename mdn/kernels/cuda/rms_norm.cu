@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "mdn/kernels/cuda/column_sums.h"
+#include "mdn/kernels/cuda/divide.cuh"
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/vectors.cuh"
@@ -62,7 +63,11 @@ __device__ inline void sum_over_row(float (&x)[kSums], float (&scratch)[kSums][k
 struct GatePlace {
   int64_t token, head;
 
-  __device__ GatePlace(int64_t row, int64_t heads) : token(row / heads), head(row % heads) {}
+  __device__ GatePlace(int64_t row, int64_t heads) {
+    const Division of = divide(row, heads);
+    token = of.quotient;
+    head = of.remainder;
+  }
   __device__ void advance(const GatePlace& step, int64_t heads) {
     token += step.token;
     head += step.head;
@@ -132,8 +137,15 @@ __device__ inline void load_weight(const float* weight, int64_t D, int lane,
   }
 }
 
+/// Blocks of the forward pass that a multiprocessor must hold, rows of heads with their gates: left
+/// alone, the compiler takes registers for one block less than memory wants.
+template <class L, Form kForm>
+inline constexpr int kForwardBlocks = kForm == Form::kSigmoid || kForm == Form::kSilu
+                                          ? (L::kVectors == 1 ? 4 : 3)
+                                          : 1;
+
 template <class X, class T, class L, Form kForm>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<L, kForm>)
     rms_norm_forward_kernel(Shape shape, const X* x, RmsNormGate gate, RmsNormSkip skip,
                             const float* weight, T* y) {
   constexpr int N = kVector<T>;
@@ -241,6 +253,7 @@ struct BackwardRows {
   Run<X, kVector<T>> x[L::kRows][L::kVectors];
   Run<T, kVector<T>> d_y[L::kRows][L::kVectors], gate[L::kRows][L::kVectors];
   Run<T, kVector<T>> skip[L::kRows][L::kVectors];
+  Run<X, kVector<T>> add[L::kRows][L::kVectors];
 };
 
 // With u = x, or x silu(gate) where the gate comes first, n = r u, r = 1 / sqrt(mean(u²) + eps),
@@ -258,6 +271,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr bool kSkip = kForm == Form::kSkipSiluFirst;
   constexpr bool kFirst = kForm == Form::kSiluFirst || kSkip;
   constexpr int kVectors = L::kVectors, kRows = L::kRows;
+  // Else it is loaded where it is added: there are no registers for it.
+  constexpr bool kAddAhead = kForm == Form::kPlain && kVectors == 1;
   extern __shared__ float shared[];  // [kGroups, D]
   __shared__ float scratch[2][kRows][2][kWarps];
   const int lane = static_cast<int>(threadIdx.x) % L::kRowLanes;
@@ -283,6 +298,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         rows.d_y[r][i].clear();
         rows.gate[r][i].clear();
         rows.skip[r][i].clear();
+        rows.add[r][i].clear();
         if (row < shape.rows && column < shape.D) {
           rows.x[r][i].load(x + row * shape.D + column);
           rows.d_y[r][i].load(static_cast<const T*>(gradients.d_y) + row * shape.D + column);
@@ -291,6 +307,9 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
           if constexpr (kSkip) {
             rows.skip[r][i].load(static_cast<const T*>(skip.data) + row * shape.D + column);
+          }
+          if (kAddAhead && gradients.add != nullptr) {
+            rows.add[r][i].load(static_cast<const X*>(gradients.add) + row * shape.D + column);
           }
         }
       }
@@ -344,7 +363,9 @@ __global__ void __launch_bounds__(kThreads, 2)
           if constexpr (kSkip) {
             add_skip(skip, now.skip[r][i], column, shape.D, v);
           }
-          if (gradients.add != nullptr) {
+          if (kAddAhead) {
+            now.add[r][i].unpack(rest);
+          } else if (gradients.add != nullptr) {
             load_run(static_cast<const X*>(gradients.add) + row * shape.D + column, rest);
           }
 #pragma unroll
@@ -405,6 +426,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       sums[blockIdx.x * shape.D + column] = sum;
     }
   };
+  let_next_start();
   over_groups(d_w, gradients.d_weight);
   if constexpr (kSkip) {
     __syncthreads();
