@@ -1,7 +1,6 @@
 #include "mdn/kernels/momentum_gates.h"
 
 #include "mdn/kernels/cuda/column_sums.h"
-#include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/softplus.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
@@ -13,8 +12,19 @@ constexpr int kThreads = 256;
 constexpr int kTokensAThread = 4;  // of the backward pass
 constexpr int kParameters = 5;
 
-int64_t token_blocks(int64_t tokens) {
-  return (tokens + kThreads * kTokensAThread - 1) / (kThreads * kTokensAThread);
+/// How many value heads a block of the backward pass has side by side, so that neighbouring threads
+/// read and write neighbours; the rest of its threads are tokens.
+__host__ __device__ inline int heads_of_block(int64_t HV) {
+  return static_cast<int>(HV < kThreads ? HV : kThreads);
+}
+
+int64_t token_blocks(const MomentumGatesProblem& p) {
+  const int64_t together = int64_t{kThreads / heads_of_block(p.HV)} * kTokensAThread;
+  return (p.tokens + together - 1) / together;
+}
+
+int64_t head_blocks(const MomentumGatesProblem& p) {
+  return (p.HV + heads_of_block(p.HV) - 1) / heads_of_block(p.HV);
 }
 
 /// Everything that a token's gates are made of.
@@ -75,15 +85,19 @@ __global__ void __launch_bounds__(kThreads)
 // d_sin² = d_beta sigmoid(b), and d(z²) = cos⁴ (d_sin² - d_cos²).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    momentum_gates_backward_kernel(MomentumGatesBackward call, float* partials) {
-  __shared__ float shared[kThreads / 32][kParameters];
+    momentum_gates_backward_kernel(MomentumGatesBackward call, int64_t token_blocks,
+                                   float* partials) {
+  __shared__ float shared[kParameters][kThreads];
   const int64_t HV = call.problem.HV;
-  const int64_t j = static_cast<int64_t>(blockIdx.x) % HV, block = blockIdx.x / HV;
+  const int heads = heads_of_block(HV), tokens = kThreads / heads;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t block = blockIdx.x % token_blocks, first = blockIdx.x / token_blocks * heads;
+  const int64_t j = first + thread % heads;
   float sums[kParameters] = {};
 #pragma unroll
   for (int n = 0; n < kTokensAThread; ++n) {
-    const int64_t token = (block * kTokensAThread + n) * kThreads + threadIdx.x;
-    if (token < call.problem.tokens) {
+    const int64_t token = (block * kTokensAThread + n) * tokens + thread / heads;
+    if (thread / heads < tokens && j < HV && token < call.problem.tokens) {
       const int64_t i = token * HV + j, at = token * call.d_stride + j;
       const Parts p = parts_of<T>(call.problem, call.parameters, call.projections, token, j);
       const float d_alpha = call.d_alpha[i], d_beta = call.d_beta[i];
@@ -109,27 +123,28 @@ __global__ void __launch_bounds__(kThreads)
       sums[4] += d_m;
     }
   }
+  let_next_start();
 #pragma unroll
   for (int k = 0; k < kParameters; ++k) {
-    sums[k] = sum_of_lanes<32>(sums[k]);
-    if (threadIdx.x % 32 == 0) {
-      shared[threadIdx.x / 32][k] = sums[k];
-    }
+    shared[k][thread] = sums[k];
   }
   __syncthreads();
-  if (threadIdx.x < kParameters) {
+  for (int i = thread; i < kParameters * heads; i += kThreads) {
+    const int k = i / heads, head = i % heads;
     float sum = 0;
-    for (int warp = 0; warp < kThreads / 32; ++warp) {
-      sum += shared[warp][threadIdx.x];
+    for (int token = 0; token < tokens; ++token) {
+      sum += shared[k][token * heads + head];
     }
-    partials[(block * kParameters + threadIdx.x) * HV + j] = sum;
+    if (first + head < HV) {
+      partials[(block * kParameters + k) * HV + first + head] = sum;
+    }
   }
 }
 
 }  // namespace
 
 size_t momentum_gates_backward_workspace(const MomentumGatesProblem& p) {
-  return static_cast<size_t>(token_blocks(p.tokens) * kParameters * p.HV) * sizeof(float);
+  return static_cast<size_t>(token_blocks(p) * kParameters * p.HV) * sizeof(float);
 }
 
 void momentum_gates_forward(const MomentumGatesForward& call, Stream stream) {
@@ -148,9 +163,9 @@ void momentum_gates_backward(const MomentumGatesBackward& call, Stream stream_) 
   with_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
     launch("launch of momentum_gates_backward", momentum_gates_backward_kernel<T>,
-           token_blocks(p.tokens) * p.HV, kThreads, 0, stream, call, partials);
+           token_blocks(p) * head_blocks(p), kThreads, 0, stream, call, token_blocks(p), partials);
   });
-  column_sums(partials, token_blocks(p.tokens), kParameters * p.HV, call.d_parameters, stream);
+  column_sums(partials, token_blocks(p), kParameters * p.HV, call.d_parameters, stream);
 }
 
 }  // namespace mdn::kernels::cuda
