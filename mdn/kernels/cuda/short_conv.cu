@@ -1,13 +1,15 @@
-// The convolution over a run of tokens: a lane holds the same few channels of a run of kRun tokens
-// and walks along it with the last W - 1 inputs in registers, so each input is read once (and W - 1
-// more at the start of a run). The tokens ahead are on their way to shared memory, which takes no
-// registers. Bound by memory.
+// Forward a thread has a few channels of a few tokens, all loaded at once. Backward, where sums
+// over tokens stay in registers, a lane walks with its channels along a run of tokens; the tokens
+// ahead are on their way to shared memory, which takes no registers. Bound by memory.
 #include "mdn/kernels/short_conv.h"
 
 #include <algorithm>
 #include <type_traits>
 
+#include "mdn/kernels/cuda/column_sums.cuh"
 #include "mdn/kernels/cuda/column_sums.h"
+#include "mdn/kernels/cuda/device.h"
+#include "mdn/kernels/cuda/divide.cuh"
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/ptx/async_copy.cuh"
@@ -18,36 +20,71 @@ namespace mdn::kernels::cuda {
 namespace {
 
 constexpr int kLanes = 32;  // side by side along channels
-constexpr int kWarps = 8;   // one run of tokens each
-constexpr int kThreads = kLanes * kWarps;
-constexpr int kRun = 64;  // tokens
 constexpr int kChannels = 4;
-constexpr int kTaps = 4;   // of every kernel: a narrower convolution's oldest weights are 0
-constexpr int kGroup = 4;  // tokens that are fetched and waited for together
+constexpr int kTaps = 4;  // of every kernel: a narrower convolution's oldest weights are 0
+
+// Forward.
+constexpr int kForwardWarps = 4;
+constexpr int kForwardThreads = kLanes * kForwardWarps;
+constexpr int kTokens = 8;  // of a warp
+
+// Backward.
+constexpr int kWarps = 8;  // one run of tokens each
+constexpr int kThreads = kLanes * kWarps;
+constexpr int kBackwardBlocks = 2;  // of a multiprocessor, as the registers allow
+constexpr int kGroup = 4;           // tokens that are fetched, waited for and computed together
+constexpr int64_t kShortestRun =
+    16;  // tokens; the W - 1 before and behind a run are read once more
 
 /// What a call has besides x and weight.
 enum class Extra { kNothing, kCorrection, kBias };
 
-int64_t run_blocks(const ShortConvProblem& p) {
-  return (p.B * p.T + kRun * kWarps - 1) / (kRun * kWarps);
+/// Blocks of the forward pass that a multiprocessor holds, as the registers allow.
+template <class T, Extra kExtra>
+inline constexpr int kForwardBlocks = sizeof(T) == 4              ? 4
+                                      : kExtra == Extra::kNothing ? 8
+                                      : kExtra == Extra::kBias    ? 7
+                                                                  : 6;
+
+int64_t ratio_up(int64_t n, int64_t of) {
+  return (n + of - 1) / of;
 }
 
 int64_t channel_blocks(const ShortConvProblem& p) {
-  return (p.C + kLanes * kChannels - 1) / (kLanes * kChannels);
+  return ratio_up(p.C, kLanes * kChannels);
+}
+
+/// Tokens of a warp of the backward pass: with as many blocks as the device holds at once all end
+/// together, where one more would make all wait for the last.
+int64_t run_of(const ShortConvProblem& p) {
+  const int64_t blocks = int64_t{device_facts().multiprocessors} * kBackwardBlocks;
+  const int64_t rows = std::max<int64_t>(1, blocks / channel_blocks(p));
+  const int64_t run = ratio_up(p.B * p.T, rows * kWarps);
+  return std::max(kShortestRun, ratio_up(run, kGroup) * kGroup);
+}
+
+/// Blocks along tokens, of the backward pass.
+int64_t run_blocks(const ShortConvProblem& p) {
+  return ratio_up(p.B * p.T, run_of(p) * kWarps);
 }
 
 struct Place {
-  int64_t channel;      // the lane's first
+  int column;           // the warp's first channel
+  int channel;          // the lane's first
+  bool inside;          // whether there is such a channel; else channel is 0
   int64_t first, last;  // tokens of the run
 };
 
-__device__ inline Place place_of(int64_t tokens, unsigned columns) {
+__device__ inline Place place_of(int64_t tokens, int64_t run, unsigned columns, int channels) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   Place place;
-  place.channel = (static_cast<int64_t>(blockIdx.x % columns) * kLanes + lane) * kChannels;
-  place.first = (static_cast<int64_t>(blockIdx.x / columns) * kWarps + warp) * kRun;
-  place.last = min(place.first + kRun, tokens);
+  place.column = static_cast<int>(blockIdx.x % columns) * kLanes * kChannels;
+  place.channel = place.column + lane * kChannels;
+  place.inside = place.channel < channels;
+  place.channel = place.inside ? place.channel : 0;
+  place.first = (static_cast<int64_t>(blockIdx.x / columns) * kWarps + warp) * run;
+  place.last = min(place.first + run, tokens);
   return place;
 }
 
@@ -131,9 +168,10 @@ struct Past {
 };
 
 struct Call {
-  int64_t tokens, channels;
-  SequenceTable sequences;
+  int64_t tokens;
+  int channels;
   unsigned columns;  // blocks along channels
+  SequenceTable sequences;
   const void* x;
   int64_t x_stride;
   int width;
@@ -143,110 +181,152 @@ struct Call {
 };
 
 /// The tokens ahead of a walk, on their way to shared memory: a ring of groups for each of kTensors
-/// tensors. Every thread fetches and reads its own channels alone, so there is nothing to
-/// synchronise.
+/// tensors. A warp fetches its rows together, 16 bytes a lane, and waits for nobody else.
 template <class T, int kTensors>
 struct Ahead {
-  using Item = Run<T, kChannels>;
-  static constexpr int kGroups = sizeof(T) == 4 ? 2 : 4;
-  static constexpr int kTensorBytes = kGroup * kThreads * static_cast<int>(sizeof(Item));
+  static constexpr int kUnit = 16 / static_cast<int>(sizeof(T));  // elements of a copy
+  static constexpr int kRowBytes = kLanes * kChannels * static_cast<int>(sizeof(T));
+  static constexpr int kRowLanes = kRowBytes / 16;
+  static constexpr int kRows = kLanes / kRowLanes;  // that a copy of every lane brings
+  static constexpr int kTensorBytes = kGroup * kRowBytes;
   static constexpr int kGroupBytes = kTensors * kTensorBytes;
-  static constexpr size_t kBytes = size_t{kGroups} * kGroupBytes;
+  static constexpr int kRing = sizeof(T) == 4 ? 2 : 4;
+  static constexpr int kWarpBytes = kRing * kGroupBytes;
+  static constexpr size_t kBytes = size_t{kWarps} * kWarpBytes;
+  static_assert(kGroup % kRows == 0);
 
-  unsigned char* mine;  // the thread's first item
+  uint32_t to;                // the lane's copy of the first row
+  const unsigned char* mine;  // the lane's channels of the first token
   const T* from[kTensors];
   int64_t stride[kTensors];
-  int count;  // tokens that there are
+  int row;    // the lane's, of a copy
+  int count;  // tokens that there are; 0 where the lane has no channels to copy
   int fetched = 0;
 
-  __device__ Ahead(unsigned char* shared, int tokens)
-      : mine(shared + threadIdx.x * sizeof(Item)), count(tokens) {}
-
+  /// `width`: channels from the warp's first on.
+  __device__ Ahead(unsigned char* shared, int tokens, int width) {
+    const int lane = static_cast<int>(threadIdx.x) % kLanes;
+    unsigned char* const of_warp = shared + static_cast<int>(threadIdx.x) / kLanes * kWarpBytes;
+    to = ptx::shared_address(of_warp) + lane * 16;
+    mine = of_warp + lane * kChannels * static_cast<int>(sizeof(T));
+    row = lane / kRowLanes;
+    count = lane % kRowLanes * kUnit < width ? tokens : 0;
+  }
+  /// Tensor i starts at `first`, the first token's and the warp's first channel.
+  __device__ void source(int i, const T* first, int64_t of_token) {
+    const int lane = static_cast<int>(threadIdx.x) % kLanes;
+    from[i] = first + row * of_token + lane % kRowLanes * kUnit;
+    stride[i] = of_token;
+  }
   /// Starts the fetching of the next group, empty past the end.
   __device__ void fetch() {
-    unsigned char* const group = mine + fetched / kGroup % kGroups * kGroupBytes;
+    const uint32_t group = to + fetched / kGroup % kRing * kGroupBytes;
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      if (fetched + g < count) {
+    for (int g = 0; g < kGroup; g += kRows) {
+      if (fetched + g + row < count) {
 #pragma unroll
         for (int i = 0; i < kTensors; ++i) {
-          ptx::async_copy_run<sizeof(Item)>(
-              ptx::shared_address(group + i * kTensorBytes + g * kThreads * sizeof(Item)), from[i]);
-          from[i] += stride[i];
+          ptx::async_copy_run<16>(group + i * kTensorBytes + g * kRowBytes,
+                                  from[i] + g * stride[i]);
         }
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kTensors; ++i) {
+      from[i] += kGroup * stride[i];
     }
     fetched += kGroup;
     ptx::async_copy_commit();
   }
   __device__ void begin() {
 #pragma unroll
-    for (int group = 0; group < kGroups - 1; ++group) {
+    for (int group = 0; group < kRing - 1; ++group) {
       fetch();
     }
   }
-  /// Fetches one group more and waits for that of `token`, the first of one.
+  /// Waits for the next group of the walk, and fetches another in place of the one before it. Every
+  /// lane of the warp.
   __device__ void wait() {
+    ptx::async_copy_wait_but<kRing - 2>();
+    __syncwarp();
     fetch();
-    ptx::async_copy_wait_but<kGroups - 1>();
   }
-  __device__ void read(int token, int tensor, float (&x)[kChannels]) const {
-    Item item;
-    item.load(reinterpret_cast<const T*>(mine + token / kGroup % kGroups * kGroupBytes +
-                                         tensor * kTensorBytes +
-                                         token % kGroup * kThreads * sizeof(Item)));
+  /// The lane's channels of token `group` + g, a group's first and one of it.
+  __device__ void read(int group, int g, int tensor, float (&x)[kChannels]) const {
+    Run<T, kChannels> item;
+    item.load(reinterpret_cast<const T*>(mine + group / kGroup % kRing * kGroupBytes +
+                                         tensor * kTensorBytes + g * kRowBytes));
     item.unpack(x);
   }
 };
 
-/// Blocks that a multiprocessor holds, as the registers allow.
+/// A thread has kChannels channels of kTokens tokens and loads all that it reads at once, what
+/// other threads read too by way of L1.
 template <class T, Extra kExtra>
-inline constexpr int kForwardBlocks = sizeof(T) == 2 ? (kExtra == Extra::kNothing ? 4 : 3) : 2;
-
-template <class T, Extra kExtra>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
+__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<T, kExtra>)
     short_conv_forward_kernel(Call call, T* y) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection;
-  const Place place = place_of(call.tokens, call.columns);
-  if (place.channel >= call.channels || place.first >= place.last) {
+  constexpr int kBefore = kTaps - 1;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int warp = static_cast<int>(threadIdx.x) / kLanes;
+  const int channel = (static_cast<int>(blockIdx.x % call.columns) * kLanes + lane) * kChannels;
+  const int64_t first =
+      (static_cast<int64_t>(blockIdx.x / call.columns) * kForwardWarps + warp) * kTokens;
+  if (first >= call.tokens || channel >= call.channels) {
     return;
   }
-  const int64_t x_stride = call.x_stride, stride = call.channels;
-  const int64_t at = place.first * stride + place.channel;
-  const T* const x = static_cast<const T*>(call.x) + place.first * x_stride + place.channel;
-  const int run = static_cast<int>(place.last - place.first);
-  extern __shared__ __align__(16) unsigned char shared[];
-  Ahead<T, kCorrect ? 2 : 1> ahead(shared, run);
-  ahead.from[0] = x;
-  ahead.stride[0] = x_stride;
-  float scale = 0;
-  if constexpr (kCorrect) {
-    ahead.from[1] = static_cast<const T*>(call.correction.minus) + at;
-    ahead.stride[1] = stride;
-    scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
-  }
-  ahead.begin();
-  y += at;
-  float w[kChannels][kTaps], bias[kChannels] = {};
-  load_weight(call.weight, place.channel, call.width, w);
-  if constexpr (kExtra == Extra::kBias) {
-    load_run(call.bias + place.channel, bias);
-  }
-  SequenceWalk sequence(call.sequences, place.first);
-  // Where the sequence ends, counted from the run's first token as everything below.
-  const auto end_of = [&] {
-    return static_cast<int>(min(sequence.end(), place.last) - place.first);
-  };
-  Past past;
-  past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kTaps - 1})));
-  int end = end_of();
-  for (int group = 0; group < run; group += kGroup) {
-    ahead.wait();
+  const T* const x = static_cast<const T*>(call.x) + first * call.x_stride + channel;
+  const int64_t at = first * call.channels + channel;
+  const int tokens = static_cast<int>(min(call.tokens - first, int64_t{kTokens}));
+  let_next_start();
+  wait_for_previous();
+  Run<T, kChannels> inputs[kBefore + kTokens];
+  [[maybe_unused]] Run<T, kChannels> others[kTokens];
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      const int token = group + g;
-      if (token == end) {
-        if (token == run) {
+  for (int i = 0; i < kBefore + kTokens; ++i) {
+    inputs[i].clear();
+    if (i < kBefore ? first + i >= kBefore : i - kBefore < tokens) {
+      inputs[i].load(x + (i - kBefore) * call.x_stride);
+    }
+  }
+  if constexpr (kCorrect) {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      others[i].clear();
+      if (i < tokens) {
+        others[i].load(static_cast<const T*>(call.correction.minus) + at +
+                       static_cast<int64_t>(i) * call.channels);
+      }
+    }
+  }
+  float w[kChannels][kTaps], bias[kChannels] = {}, scale = 0;
+  load_weight(call.weight, channel, call.width, w);
+  if constexpr (kExtra == Extra::kBias) {
+    load_run(call.bias + channel, bias);
+  }
+  if constexpr (kCorrect) {
+    scale = expf(call.correction.log_scale[channel / static_cast<int>(call.correction.channels)]);
+  }
+  // Where the sequence ends, counted from `first`.
+  SequenceWalk sequence(call.sequences, first);
+  const auto end_of = [&] {
+    return static_cast<int>(min(sequence.end() - first, int64_t{kTokens}));
+  };
+  int end = end_of();
+  Past past;
+#pragma unroll
+  for (int j = 0; j < kBefore; ++j) {
+    if (first - sequence.start() <= j) {
+      inputs[kBefore - 1 - j].clear();
+    }
+    inputs[kBefore - 1 - j].unpack(past.x[j]);
+  }
+  y += at;
+  const auto walk = [&]<bool kWhole>(std::bool_constant<kWhole>) {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (!kWhole && i == end) {
+        if (i == tokens) {
           break;
         }
         sequence.next();
@@ -255,22 +335,27 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
       }
       float now[kChannels], a[kChannels];
       [[maybe_unused]] float other[kChannels];
-      ahead.read(token, 0, now);
+      inputs[kBefore + i].unpack(now);
       past.convolve(now, w, bias, a);
       past.push(now);
       if constexpr (kCorrect) {
-        ahead.read(token, 1, other);
+        others[i].unpack(other);
       }
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        a[i] *= sigmoid<T>(a[i]);
+      for (int c = 0; c < kChannels; ++c) {
+        a[c] *= sigmoid<T>(a[c]);
         if constexpr (kCorrect) {
-          a[i] -= scale * other[i];
+          a[c] -= scale * other[c];
         }
       }
-      store_run(y, a);
-      y += stride;
+      store_run(y + static_cast<int64_t>(i) * call.channels, a);
     }
+  };
+  // Without a question between the tokens where no sequence ends among them.
+  if (end == kTokens) {
+    walk(std::true_type{});
+  } else {
+    walk(std::false_type{});
   }
 }
 
@@ -278,6 +363,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kExtra>)
 constexpr size_t kSumBytes = sizeof(float) * kTaps * kChannels * kThreads;
 
 struct Gradients {
+  int64_t run;  // tokens of a warp
   const void* d_y;
   void* d_x;
   int64_t d_x_stride;
@@ -289,35 +375,32 @@ struct Gradients {
 // d_x[s] = sum_d weight[W-1-d] d_a[s+d] over the tokens s+d of the sequence: known once d_a[s+W-1]
 // is, so d_x is written W - 1 tokens behind, and the walk goes that far past the run.
 template <class T, Extra kExtra>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     short_conv_backward_kernel(Call call, Gradients gradients) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection, kBias = kExtra == Extra::kBias;
   constexpr int kBehind = kTaps - 1;
   extern __shared__ __align__(16) unsigned char memory[];
-  const Place place = place_of(call.tokens, call.columns);
+  const Place place = place_of(call.tokens, gradients.run, call.columns, call.channels);
+  wait_for_previous();
   float d_w[kChannels][kTaps] = {}, d_b[kChannels] = {};
   float d_scale = 0;
-  if (place.channel < call.channels && place.first < place.last) {
+  if (place.first < place.last) {
     const int64_t x_stride = call.x_stride, stride = call.channels;
     const int64_t d_x_stride = gradients.d_x_stride;
-    const int64_t at = place.first * stride + place.channel;
-    const T* const x = static_cast<const T*>(call.x) + place.first * x_stride + place.channel;
+    const int64_t at = place.first * stride + place.column;
+    const T* const x = static_cast<const T*>(call.x) + place.first * x_stride;
     const int run = static_cast<int>(place.last - place.first);
-    // The tokens behind the run that its last d_x need, as far as there are tokens.
+    // With the tokens behind the run that its last d_x need, as far as there are tokens.
     const int walked = run + static_cast<int>(min(call.tokens - place.last, int64_t{kBehind}));
-    Ahead<T, kCorrect ? 3 : 2> ahead(memory, walked);
-    ahead.from[0] = x;
-    ahead.stride[0] = x_stride;
-    ahead.from[1] = static_cast<const T*>(gradients.d_y) + at;
-    ahead.stride[1] = stride;
+    Ahead<T, kCorrect ? 3 : 2> ahead(memory, walked, call.channels - place.column);
+    ahead.source(0, x + place.column, x_stride);
+    ahead.source(1, static_cast<const T*>(gradients.d_y) + at, stride);
     float scale = 0;
     if constexpr (kCorrect) {
-      ahead.from[2] = static_cast<const T*>(call.correction.minus) + at;
-      ahead.stride[2] = stride;
+      ahead.source(2, static_cast<const T*>(call.correction.minus) + at, stride);
       scale = expf(call.correction.log_scale[place.channel / call.correction.channels]);
     }
     ahead.begin();
-    T* d_x = static_cast<T*>(gradients.d_x) + place.first * d_x_stride + place.channel;
     float w[kChannels][kTaps], bias[kChannels] = {};
     load_weight(call.weight, place.channel, call.width, w);
     if constexpr (kBias) {
@@ -326,98 +409,110 @@ __global__ void __launch_bounds__(kThreads, 2)
     SequenceWalk sequence(call.sequences, place.first);
     // Where the sequence ends, counted from the run's first token as everything below.
     const auto end_of = [&] {
-      return static_cast<int>(min(sequence.end() - place.first, int64_t{kRun + kTaps}));
-    };
-    Past past, past_d;
-    past.load(x, x_stride, static_cast<int>(min(place.first - sequence.start(), int64_t{kBehind})));
-
-    int taken = 0;  // tokens of the sequence whose d_a is in past_d or was
-    // Takes d_a of the next token and writes d_x of the one kBehind before it, if that is the
-    // run's.
-    const auto emit = [&](const float(&d_a)[kChannels]) {
-      if (taken >= kBehind) {
-        float sum[kChannels];
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          sum[i] = w[i][0] * d_a[i];
-#pragma unroll
-          for (int j = 0; j < kBehind; ++j) {
-            sum[i] += w[i][j + 1] * past_d.x[j][i];
-          }
-        }
-        store_run(d_x, sum);
-        d_x += d_x_stride;
-      }
-      past_d.push(d_a);
-      ++taken;
-    };
-    const auto emit_zeros = [&](int count) {
-      const float zero[kChannels] = {};
-#pragma unroll 1
-      for (int i = 0; i < count; ++i) {
-        emit(zero);
-      }
+      return static_cast<int>(min(sequence.end() - place.first, gradients.run + kTaps));
     };
     int end = end_of();
-    bool open = true;  // d_x of the last tokens is still due
-    for (int group = 0; group < walked && open; group += kGroup) {
-      ahead.wait();
+    Past past, past_d;
+    past.load(x + place.channel, x_stride,
+              static_cast<int>(min(place.first - sequence.start(), int64_t{kBehind})));
+    past_d.clear();
+
+    int due = 0;  // the first token of the run and the sequence, whose d_x are written from here
+    T* d_x = static_cast<T*>(gradients.d_x) + (place.first - kBehind) * d_x_stride + place.channel;
+    // Takes d_a of a token and writes d_x of the one kBehind before it, if that is the run's and
+    // the sequence's.
+    const auto emit = [&](int token, const float(&d_a)[kChannels]) {
+      float sum[kChannels];
 #pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        const int token = group + g;
-        if (token == walked) {
-          break;
+      for (int i = 0; i < kChannels; ++i) {
+        sum[i] = w[i][0] * d_a[i];
+#pragma unroll
+        for (int j = 0; j < kBehind; ++j) {
+          sum[i] += w[i][j + 1] * past_d.x[j][i];
         }
+      }
+      if (place.inside && token - kBehind >= due) {
+        store_run(d_x, sum);
+      }
+      d_x += d_x_stride;
+      past_d.push(d_a);
+    };
+    // Writes what is due of the tokens before `token`, after which there is nothing.
+    const auto close = [&](int token) {
+      const float zero[kChannels] = {};
+#pragma unroll 1
+      for (int i = token; i < min(token, run) + kBehind; ++i) {
+        emit(i, zero);
+      }
+      d_x -= (min(token, run) + kBehind - token) * d_x_stride;
+    };
+    const auto take = [&](int group, int g, bool of_run, float(&d_a)[kChannels]) {
+      float now[kChannels], a[kChannels];
+      [[maybe_unused]] float other[kChannels];
+      ahead.read(group, g, 0, now);
+      ahead.read(group, g, 1, d_a);
+      if constexpr (kCorrect) {
+        ahead.read(group, g, 2, other);
+      }
+      past.convolve(now, w, bias, a);
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) {
+        const float s = sigmoid<T>(a[i]), silu = a[i] * s;
+        if constexpr (kCorrect) {
+          d_scale -= of_run ? other[i] * silu : 0.0f;
+          d_a[i] -= scale * other[i];
+        }
+        d_a[i] *= s + silu * (1 - s);  // silu'
+      }
+      if (of_run) {
+#pragma unroll
+        for (int i = 0; i < kChannels; ++i) {
+          d_b[i] += d_a[i];
+          d_w[i][kTaps - 1] += d_a[i] * now[i];
+#pragma unroll
+          for (int j = 0; j < kBehind; ++j) {
+            d_w[i][kTaps - 2 - j] += d_a[i] * past.x[j][i];
+          }
+        }
+      }
+      past.push(now);
+    };
+    int token = 0;
+    for (int group = 0; group < walked; group += kGroup) {
+      ahead.wait();
+      if (group + kGroup <= min(end, run)) {
+#pragma unroll
+        for (int g = 0; g < kGroup; ++g) {
+          float d_a[kChannels];
+          take(group, g, true, d_a);
+          emit(group + g, d_a);
+        }
+        token = group + kGroup;
+        continue;
+      }
+#pragma unroll 1
+      for (int g = 0; g < kGroup && token < walked; ++g) {
         if (token == end) {
-          emit_zeros(kBehind);
           if (token >= run) {
-            open = false;
             break;
           }
+          close(token);
           sequence.next();
           end = end_of();
           past.clear();
           past_d.clear();
-          taken = 0;
+          due = token;
         }
-        float now[kChannels], a[kChannels], d_a[kChannels];
-        [[maybe_unused]] float other[kChannels];
-        ahead.read(token, 0, now);
-        ahead.read(token, 1, d_a);
-        if constexpr (kCorrect) {
-          ahead.read(token, 2, other);
-        }
-        past.convolve(now, w, bias, a);
-        const bool inside = token < run;
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          const float s = sigmoid<T>(a[i]), silu = a[i] * s;
-          if constexpr (kCorrect) {
-            d_scale -= inside ? other[i] * silu : 0.0f;
-            d_a[i] -= scale * other[i];
-          }
-          d_a[i] *= s + silu * (1 - s);  // silu'
-        }
-        if (inside) {
-#pragma unroll
-          for (int i = 0; i < kChannels; ++i) {
-            d_b[i] += d_a[i];
-            d_w[i][kTaps - 1] += d_a[i] * now[i];
-#pragma unroll
-            for (int j = 0; j < kBehind; ++j) {
-              d_w[i][kTaps - 2 - j] += d_a[i] * past.x[j][i];
-            }
-          }
-        }
-        past.push(now);
-        emit(d_a);
+        float d_a[kChannels];
+        take(group, g, token < run, d_a);
+        emit(token, d_a);
+        ++token;
       }
     }
-    if (open) {
-      emit_zeros(kBehind - (walked - run));
-    }
+    close(token);
     d_scale *= scale;
   }
+  let_next_start();
   // What was fetched has been read: the same memory takes the sums.
   ptx::async_copy_wait();
   __syncthreads();
@@ -472,15 +567,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// One block a head: sums its channels' partial sums over all rows.
-__global__ void __launch_bounds__(kThreads)
-    sum_log_scale_kernel(const float* partials, int64_t rows, int64_t columns, int64_t of_head,
-                         float* sums) {
-  __shared__ float shared[kWarps];
-  const int64_t head = blockIdx.x;
+/// The first `weight_blocks` blocks sum the weights' partial sums, [rows, weights]; then there is
+/// one for each head, which sums its `of_head` of `columns` columns of partial sums over all rows.
+__global__ void __launch_bounds__(kSumThreads)
+    short_conv_sums_kernel(Gradients partials, int64_t rows, int64_t weights, int64_t weight_blocks,
+                           int64_t columns, int64_t of_head, float* d_weight, float* d_log_scale) {
+  wait_for_previous();
+  if (blockIdx.x < weight_blocks) {
+    return sum_columns(partials.d_weight, rows, weights, blockIdx.x, d_weight);
+  }
+  constexpr int kSumWarps = kSumThreads / kLanes;
+  __shared__ float shared[kSumWarps];
+  const int64_t head = blockIdx.x - weight_blocks;
   float sum = 0;
-  for (int64_t i = threadIdx.x; i < rows * of_head; i += kThreads) {
-    sum += partials[i / of_head * columns + head * of_head + i % of_head];
+  for (int64_t i = threadIdx.x; i < rows * of_head; i += kSumThreads) {
+    const Division at = divide(i, of_head);
+    sum += partials.d_log_scale[at.quotient * columns + head * of_head + at.remainder];
   }
   sum = sum_of_lanes<kLanes>(sum);
   if (threadIdx.x % kLanes == 0) {
@@ -488,16 +590,16 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int warp = 1; warp < kWarps; ++warp) {
+    for (int warp = 1; warp < kSumWarps; ++warp) {
       sum += shared[warp];
     }
-    sums[head] = sum;
+    d_log_scale[head] = sum;
   }
 }
 
 /// f(std::integral_constant<Extra, ...>).
-template <class F>
-void with_extra(const Call& call, F&& f) {
+template <class Arguments, class F>
+void with_extra(const Arguments& call, F&& f) {
   if (call.correction.minus != nullptr) {
     return f(std::integral_constant<Extra, Extra::kCorrection>{});
   }
@@ -511,9 +613,9 @@ template <class Arguments>
 Call call_of(const Arguments& arguments) {
   const ShortConvProblem& p = arguments.problem;
   return {.tokens = p.B * p.T,
-          .channels = p.C,
-          .sequences = {.cu_seqlens = p.cu_seqlens, .count = p.N, .length = p.T},
+          .channels = static_cast<int>(p.C),
           .columns = static_cast<unsigned>(channel_blocks(p)),
+          .sequences = {.cu_seqlens = p.cu_seqlens, .count = p.N, .length = p.T},
           .x = arguments.x,
           .x_stride = arguments.x_stride,
           .width = static_cast<int>(p.W),
@@ -536,15 +638,14 @@ size_t short_conv_backward_workspace(const ShortConvProblem& p) {
 }
 
 void short_conv_forward(const ShortConvForward& forward, Stream stream) {
-  const Call call = call_of(forward);
+  const ShortConvProblem& p = forward.problem;
   with_type(forward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_extra(call, [&](auto extra) {
-      constexpr Extra kExtra = decltype(extra)::value;
-      launch("launch of short_conv_forward", short_conv_forward_kernel<T, kExtra>,
-             run_blocks(forward.problem) * call.columns, kThreads,
-             Ahead<T, (kExtra == Extra::kCorrection ? 2 : 1)>::kBytes,
-             static_cast<cudaStream_t>(stream), call, static_cast<T*>(forward.y));
+    with_extra(forward, [&](auto extra) {
+      launch_early(
+          "launch of short_conv_forward", short_conv_forward_kernel<T, decltype(extra)::value>,
+          ratio_up(p.B * p.T, kTokens * kForwardWarps) * channel_blocks(p), kForwardThreads, 0,
+          static_cast<cudaStream_t>(stream), call_of(forward), static_cast<T*>(forward.y));
     });
   });
 }
@@ -552,10 +653,10 @@ void short_conv_forward(const ShortConvForward& forward, Stream stream) {
 void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   const ShortConvProblem& p = backward.problem;
-  const Call call = call_of(backward);
   const int64_t rows = run_blocks(p);
   auto* d_weight = static_cast<float*>(backward.workspace);
-  const Gradients gradients{.d_y = backward.d_y,
+  const Gradients gradients{.run = run_of(p),
+                            .d_y = backward.d_y,
                             .d_x = backward.d_x,
                             .d_x_stride = backward.d_x_stride,
                             .d_weight = d_weight,
@@ -563,21 +664,21 @@ void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
                             .d_log_scale = d_weight + rows * p.C * (p.W + 1)};
   with_type(backward.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
-    with_extra(call, [&](auto extra) {
+    with_extra(backward, [&](auto extra) {
       constexpr Extra kExtra = decltype(extra)::value;
-      launch("launch of short_conv_backward", short_conv_backward_kernel<T, kExtra>,
-             rows * call.columns, kThreads,
-             std::max(Ahead<T, (kExtra == Extra::kCorrection ? 3 : 2)>::kBytes, kSumBytes), stream,
-             call, gradients);
+      launch_early("launch of short_conv_backward", short_conv_backward_kernel<T, kExtra>,
+                   rows * channel_blocks(p), kThreads,
+                   std::max(Ahead<T, (kExtra == Extra::kCorrection ? 3 : 2)>::kBytes, kSumBytes),
+                   stream, call_of(backward), gradients);
     });
   });
-  column_sums(gradients.d_weight, rows, p.C * p.W, backward.d_weight, stream);
-  if (call.correction.minus != nullptr) {
-    const int64_t of_head = call.correction.channels / kChannels;
-    launch("launch of sum_log_scale", sum_log_scale_kernel, p.C / call.correction.channels,
-           kThreads, 0, stream, gradients.d_log_scale, rows, p.C / kChannels, of_head,
-           backward.d_log_scale);
-  } else if (call.bias != nullptr) {
+  const ShortConvCorrection& correction = backward.correction;
+  const int64_t blocks = ratio_up(p.C * p.W, kSumColumns);
+  const int64_t heads = correction.minus != nullptr ? p.C / correction.channels : 0;
+  launch_early("launch of short_conv_sums", short_conv_sums_kernel, blocks + heads, kSumThreads, 0,
+               stream, gradients, rows, p.C * p.W, blocks, p.C / kChannels,
+               heads == 0 ? 0 : p.C / kChannels / heads, backward.d_weight, backward.d_log_scale);
+  if (backward.bias != nullptr) {
     column_sums(gradients.d_bias, rows, p.C, backward.d_bias, stream);
   }
 }
