@@ -141,6 +141,23 @@ TEST(CudaShortConv, PackedSequencesStartAfresh) {
       [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu, x[2])}; }, 300);
 }
 
+// So many tokens that the backward pass gives a warp runs of dozens, which sequences start, end and
+// lie within.
+TEST(CudaShortConv, LongRuns) {
+  compare(
+      {random({2, 6001, 1032}), random({1032, 1, 4})},
+      [](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], std::nullopt)}; }, 12002);
+  std::vector<int64_t> bounds = {0};
+  for (int64_t i = 0; bounds.back() < 12001; ++i) {
+    bounds.push_back(
+        std::min<int64_t>(bounds.back() + i * 7919 % 97 % (i % 5 == 0 ? 6 : 97), 12001));
+  }
+  const at::Tensor cu = at::tensor(bounds, at::kLong);
+  compare(
+      {random({1, 12001, 1032}), random({1032, 1, 4})},
+      [&](const Tensors& x) -> Tensors { return {short_conv(x[0], x[1], cu)}; }, 12001);
+}
+
 // Token by token with a state against all tokens at once, in float64.
 TEST(CudaShortConv, StepsEqualTheWhole) {
   if (!at::hasCUDA()) {
@@ -284,6 +301,24 @@ TEST_P(CudaOps, MomentumGatesMatchATen) {
       }
     }
   }
+}
+
+TEST(CudaMomentumGates, MoreHeadsThanABlockHas) {
+  Tensors inputs;
+  for (int i = 0; i < 4; ++i) {
+    inputs.push_back(random({1, 50, 260}, 2));
+  }
+  for (const int64_t n : {130, 130, 130, 260, 260}) {
+    inputs.push_back(random({n}));
+  }
+  compare(
+      inputs,
+      [](const Tensors& x) -> Tensors {
+        const auto y =
+            momentum_gates({x[0], x[1], x[2], x[3]}, {x[4], x[5], x[6], x[7], x[8]}, 32, -2.0);
+        return {y.alpha, y.mu, y.eta, y.beta};
+      },
+      50);
 }
 
 TEST_P(CudaOps, DecayGatesMatchATen) {
