@@ -88,10 +88,16 @@ int64_t activations_per_token(const Config& c, const std::vector<model::Block>& 
 // keeps o and what its operator saves, 292 bytes a head in 16-bit types, besides.
 int64_t kept_on_gpu(const layers::MomentumDeltaNet& m) {
   const auto& o = m.options;
-  if (!o.published_rule() || o.gate != layers::GateKind::kFull || !o.use_short_conv) {
+  const bool full = o.gate == layers::GateKind::kFull;
+  if (o.published_rule() && full && o.use_short_conv) {
+    return 2 * o.keys() + 3 * o.values() + (4 + 292 / 2) * o.num_value_heads;
+  }
+  if (!m.parts()) {
     return activations(m);
   }
-  return 2 * o.keys() + 3 * o.values() + (4 + 292 / 2) * o.num_value_heads;
+  const int64_t gate = full ? o.values() : o.gate == layers::GateKind::kLowRank ? o.gate_rank : 0;
+  const int64_t gates = o.momentum == layers::MomentumKind::kNone ? 3 : 4;
+  return 2 * o.keys() + o.values() + gate + gates * o.num_value_heads;
 }
 int64_t delta_projections(const layers::HeadOptions& o, bool gate) {
   return 2 * o.keys() + (gate ? 2 : 1) * o.values() + 2 * o.num_value_heads;

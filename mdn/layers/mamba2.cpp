@@ -34,13 +34,15 @@ std::vector<StateField> Mamba2State::fields() {
   return {{"S", &S}, {"conv", &conv}};
 }
 
-LayerParts Mamba2::parts() const {
+std::optional<LayerParts> Mamba2::parts() const {
   const auto& w = weights;
-  return {.in = {w.in_proj},
-          .columns = columns_of(options),
-          .between = present({w.dt_bias, w.A_log, w.D, w.conv1d, w.conv1d_bias, w.norm}),
-          .out = w.out_proj,
-          .biased = options.bias};
+  if (options.bias) {
+    return std::nullopt;
+  }
+  return LayerParts{.in = {w.in_proj},
+                    .columns = columns_of(options),
+                    .between = present({w.dt_bias, w.A_log, w.D, w.conv1d, w.conv1d_bias, w.norm}),
+                    .out = w.out_proj};
 }
 
 at::Tensor Mamba2::mix(const Projected& input, const Sequences& sequences, State* state) const {

@@ -46,7 +46,8 @@ struct Mamba2 {
 
   /// The same up to what out_proj reads, [B, T, E].
   at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
-  LayerParts parts() const;
+  /// Nothing with biases in the projections.
+  std::optional<LayerParts> parts() const;
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;
 };
 

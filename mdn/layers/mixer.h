@@ -17,7 +17,7 @@ namespace mdn::layers {
 /// - State: what its sequences carry, undefined tensors being a fresh start; its fields() are its
 ///   tensors by name;
 /// - operator()(x, sequences, State*): x [B, T, D] -> [B, T, D]; some also in two halves, parts()
-///   and mix(), so that residual_mix need not keep what lies between;
+///   and mix(), so that residual_mix need not keep what lies between (no parts: as a whole only);
 /// - state_shape(field, B): the shape of a state's tensor; empty: not there, -1: any size.
 using Mixer =
     std::variant<MomentumDeltaNet, Attention, GatedDeltaNet, Comba, KimiDeltaAttention, Mamba2>;

@@ -17,11 +17,11 @@ std::vector<StateField> MomentumDeltaNetState::fields() {
 }
 
 ops::MomentumGates momentum_gates(const MomentumDeltaNetOptions& o,
-                                  const MomentumDeltaNetWeights& w, const at::Tensor& x) {
-  return ops::momentum_gates({.a = project(x, w.a_proj),
-                              .b = project(x, w.b_proj),
-                              .m = w.m_proj.defined() ? project(x, w.m_proj) : at::Tensor(),
-                              .e = project(x, w.e_proj)},
+                                  const MomentumDeltaNetWeights& w, const Projected& x) {
+  return ops::momentum_gates({.a = x(w.a_proj),
+                              .b = x(w.b_proj),
+                              .m = w.m_proj.defined() ? x(w.m_proj) : at::Tensor(),
+                              .e = x(w.e_proj)},
                              {.A_log = w.A_log,
                               .Mu_log = w.Mu_log,
                               .log_factor = w.log_factor,
@@ -31,7 +31,7 @@ ops::MomentumGates momentum_gates(const MomentumDeltaNetOptions& o,
 }
 
 MomentumCoupling momentum_coupling(const MomentumDeltaNetOptions& o,
-                                   const MomentumDeltaNetWeights& w, const at::Tensor& x,
+                                   const MomentumDeltaNetWeights& w, const Projected& x,
                                    const ops::MomentumGates& gates) {
   MomentumCoupling c;
   if (!o.predict_with_alpha) {
@@ -40,9 +40,9 @@ MomentumCoupling momentum_coupling(const MomentumDeltaNetOptions& o,
   if (o.momentum == MomentumKind::kNesterov) {
     c.kappa = c.lambda = gates.beta * gates.mu;
   } else if (o.momentum == MomentumKind::kQuasiHyperbolic) {
-    const auto type = gate_type(x);
-    const at::Tensor n = project(x, w.n_proj).to(type) + w.nu_bias.to(type);
-    c.nu = (2 * n.sigmoid()).clamp_max(1);
+    const at::Tensor n = x(w.n_proj);
+    const auto type = gate_type(n);
+    c.nu = (2 * (n.to(type) + w.nu_bias.to(type)).sigmoid()).clamp_max(1);
     c.kappa = gates.beta * c.nu * gates.mu;
     c.lambda = at::zeros_like(c.kappa);
   }
@@ -97,8 +97,23 @@ at::Tensor run_momentum_rule(const Qkv& qkv, const ops::MomentumGates& g, const 
 
 }  // namespace
 
-at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& sequences,
-                                        State* state) const {
+std::optional<LayerParts> MomentumDeltaNet::parts() const {
+  const auto& w = weights;
+  if (options.momentum == MomentumKind::kNesterov ||
+      options.momentum == MomentumKind::kQuasiHyperbolic) {
+    return std::nullopt;
+  }
+  return LayerParts{
+      .in = present({w.qkv.q_proj, w.qkv.k_proj, w.qkv.v_proj, w.output.g_proj, w.output.g_proj_0,
+                     w.a_proj, w.b_proj, w.m_proj, w.e_proj}),
+      .between = present({w.qkv.q_conv1d, w.qkv.k_conv1d, w.qkv.v_conv1d, w.A_log, w.Mu_log,
+                          w.log_factor, w.D_log, w.dt_bias, w.mu_bias, w.output.g_proj_1,
+                          w.output.g_proj_1_bias, w.output.o_norm}),
+      .out = w.output.o_proj};
+}
+
+at::Tensor MomentumDeltaNet::mix(const Projected& x, const Sequences& sequences,
+                                 State* state) const {
   const auto& [o, w] = *this;
   sequences.check_start("momentum_deltanet", state && state->S.defined());
   Qkv qkv = query_key_value(o, w.qkv, x, sequences, state);
@@ -117,8 +132,7 @@ at::Tensor MomentumDeltaNet::operator()(const at::Tensor& x, const Sequences& se
   } else {
     out = run_momentum_rule(qkv, gates, coupling, sequences, state);
   }
-  return project(gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x),
-                 w.output.o_proj);
+  return gated_norm(w.output, ops::RmsNormGating::kSigmoid, o.norm_eps, out, x);
 }
 
 std::vector<int64_t> MomentumDeltaNet::state_shape(std::string_view field, int64_t B) const {

@@ -29,7 +29,7 @@ struct MomentumDeltaNetState : ConvStates {
 /// The four gates of the operator, each [B, T, HV]: ops::momentum_gates of a_proj x, b_proj x,
 /// m_proj x, e_proj x. mu is undefined without momentum.
 ops::MomentumGates momentum_gates(const MomentumDeltaNetOptions& options,
-                                  const MomentumDeltaNetWeights& weights, const at::Tensor& x);
+                                  const MomentumDeltaNetWeights& weights, const Projected& x);
 
 /// The operator's other scalars, each [B, T, HV], undefined where the published layer has no need
 /// of them: pi (then alpha), and for the other kinds of momentum what
@@ -40,7 +40,7 @@ struct MomentumCoupling {
   at::Tensor pi, nu, kappa, lambda;
 };
 MomentumCoupling momentum_coupling(const MomentumDeltaNetOptions& options,
-                                   const MomentumDeltaNetWeights& weights, const at::Tensor& x,
+                                   const MomentumDeltaNetWeights& weights, const Projected& x,
                                    const ops::MomentumGates& gates);
 
 struct MomentumDeltaNet {
@@ -52,7 +52,14 @@ struct MomentumDeltaNet {
   /// is advanced (inference only); a single token takes the in-place step. With packed sequences
   /// the state must be a fresh one and becomes that of all of them, [N, ...]; so it is in the other
   /// layers with such a state.
-  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const;
+  at::Tensor operator()(const at::Tensor& x, const Sequences& sequences, State* state) const {
+    return project(mix(x, sequences, state), weights.output.o_proj);
+  }
+
+  /// The same up to what o_proj reads, [B, T, HV V].
+  at::Tensor mix(const Projected& x, const Sequences& sequences, State* state) const;
+  /// Nothing for the kinds of momentum whose operator costs more to run twice than what it keeps.
+  std::optional<LayerParts> parts() const;
 
   /// The shape of a state's field for B sequences; empty where the layer has no such part.
   std::vector<int64_t> state_shape(std::string_view field, int64_t B) const;

@@ -64,7 +64,6 @@ struct LayerParts {
   std::vector<int64_t> columns = {};  // of the projections by `in`, where not those of each weight
   std::vector<at::Tensor> between;    // of any shape
   at::Tensor out;                     // [D, E]
-  bool biased = false;                // the projections by `in` and `out` have biases besides
 };
 
 /// Those of the tensors that are defined.

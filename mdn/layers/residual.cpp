@@ -53,24 +53,24 @@ std::optional<at::Tensor> recomputed_residual_mix(const Mixer& mixer, const at::
   return std::visit(
       [&]<class M>(const M& m) -> std::optional<at::Tensor> {
         if constexpr (requires { m.parts(); }) {
-          LayerParts parts = m.parts();
-          if (parts.biased) {
+          std::optional<LayerParts> parts = m.parts();
+          if (!parts) {
             return std::nullopt;
           }
-          if (parts.columns.empty()) {
-            for (const at::Tensor& weight : parts.in) {
-              parts.columns.push_back(weight.size(0));
+          if (parts->columns.empty()) {
+            for (const at::Tensor& weight : parts->in) {
+              parts->columns.push_back(weight.size(0));
             }
           }
           return ops::residual_mixer(
               x, {.norm = norm,
                   .eps = eps,
                   .type = type,
-                  .in = parts.in,
-                  .between = parts.between,
-                  .columns = parts.columns,
-                  .out = parts.out,
-                  .mix = [m, sequences, in = parts.in](const std::vector<at::Tensor>& projected) {
+                  .in = parts->in,
+                  .between = parts->between,
+                  .columns = parts->columns,
+                  .out = parts->out,
+                  .mix = [m, sequences, in = parts->in](const std::vector<at::Tensor>& projected) {
                     return m.mix(Projected(in, projected), sequences, nullptr);
                   }});
         } else {

@@ -16,7 +16,7 @@ at::Tensor residual_mix(const Mixer& mixer, const at::Tensor& norm, double eps, 
                         at::ScalarType type, const Sequences& sequences, MixerState* state);
 
 /// The same as one node of the graph that keeps x and its projections only; for mixers in two
-/// halves. Nothing where the mixer has none, or has biases in its projections.
+/// halves. Nothing where the mixer has none.
 std::optional<at::Tensor> recomputed_residual_mix(const Mixer& mixer, const at::Tensor& norm,
                                                   double eps, const at::Tensor& x,
                                                   at::ScalarType type, const Sequences& sequences);

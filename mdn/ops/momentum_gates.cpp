@@ -171,15 +171,17 @@ MomentumGates momentum_gates(const GateProjections& x, const GateParameters& p, 
   }
   MDN_CHECK(HV % H == 0, "{}: there are {} value heads, which must be a multiple of the {} heads",
             kOp, HV, H);
-  const bool published = x.m.defined() && caps.alpha && caps.beta;
-  if (!published || !use_cuda_kernel(x.a)) {
+  if (!caps.alpha || !caps.beta || !use_cuda_kernel(x.a)) {
     return composite(x, p, tau, min_log_mu, caps);
   }
-  const variable_list inputs = {x.a,      x.b,          x.m,       x.e,      p.A_log,
-                                p.Mu_log, p.log_factor, p.dt_bias, p.mu_bias};
+  // Without momentum the kernel makes a mu all the same, of what is at hand, and it is dropped.
+  const bool momentum = x.m.defined();
+  const variable_list inputs = {x.a,          x.b,       momentum ? x.m : x.a.detach(),
+                                x.e,          p.A_log,   momentum ? p.Mu_log : p.A_log.detach(),
+                                p.log_factor, p.dt_bias, momentum ? p.mu_bias : p.dt_bias.detach()};
   const auto y = FusedMomentumGates::apply(
       at::TensorList(inputs), tau, min_log_mu.value_or(-std::numeric_limits<double>::infinity()));
-  return {y[0], y[1], y[2], y[3]};
+  return {y[0], momentum ? y[1] : at::Tensor(), y[2], y[3]};
 }
 
 }  // namespace mdn::ops

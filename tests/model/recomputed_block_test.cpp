@@ -2,20 +2,35 @@
 // block composed of its layers: result and every gradient. On the CPU, where nothing but this test
 // takes the former.
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "mdn/io/json.h"
 #include "mdn/layers/residual.h"
 #include "mdn/model/decoder.h"
 
 namespace mdn::model {
 namespace {
 
-class RecomputedBlock : public testing::TestWithParam<const char*> {};
+// Each mixer that comes apart, with the options that change what there is to take apart.
+struct Case {
+  const char* name;
+  const char* golden;
+  const char* keys;  // in place of those of the golden model's config
+};
 
-void compare(const char* name, at::ScalarType type, int64_t B, const layers::Sequences& sequences,
+class RecomputedBlock : public testing::TestWithParam<Case> {};
+
+Config config_of(const Case& c) {
+  Json json = read_json(fmt::format(MDN_TEST_DATA "/goldens/{}/config.json", c.golden));
+  json.update(parse_json(c.keys, c.name));
+  return parse_config(json.dump(), c.name);
+}
+
+void compare(const Case& c, at::ScalarType type, int64_t B, const layers::Sequences& sequences,
              double allowed) {
-  const Config config = read_config(std::string(MDN_TEST_DATA "/goldens/") + name);
+  const Config config = config_of(c);
   Parameters parameters = Parameters::initialise(config, 3, type);
   parameters.set_requires_grad(true);
   const Decoder decoder(config, std::move(parameters));
@@ -63,18 +78,36 @@ TEST_P(RecomputedBlock, TakesTheFusedOperators) {
   compare(GetParam(), at::kFloat, 2, {}, 1e-4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, RecomputedBlock,
-                         testing::Values("gdn", "comba", "kda", "mamba2"),
-                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Families, RecomputedBlock,
+    testing::Values(Case{"gdn", "gdn", "{}"}, Case{"comba", "comba", "{}"},
+                    Case{"kda", "kda", "{}"}, Case{"mamba2", "mamba2", "{}"},
+                    Case{"mdn", "mdn", "{}"}, Case{"mdn_plain", "mdn_plain", "{}"},
+                    Case{"mdn_lora", "mdn_lora", "{}"},
+                    Case{"no_momentum", "mdn", R"({"use_momentum": false})"},
+                    Case{"no_momentum_bare", "mdn_plain",
+                         R"({"use_momentum": false, "use_alpha_cap": false, "use_beta_cap": false,
+                             "use_p_times_alpha": false, "use_short_conv": false})"}),
+    [](const auto& test) { return std::string(test.param.name); });
 
-TEST(RecomputedBlock, LeavesOthersAlone) {
-  const Config config = read_config(MDN_TEST_DATA "/goldens/transformer");
+class WholeBlock : public testing::TestWithParam<Case> {};
+
+TEST_P(WholeBlock, IsLeftAlone) {
+  const Config config = config_of(GetParam());
   const Decoder decoder(config, Parameters::initialise(config, 3, at::kFloat));
   const Block& block = decoder.weights().blocks[0];
   EXPECT_FALSE(layers::recomputed_residual_mix(block.mixer, block.attn_norm, config.norm_eps,
                                                at::ones({1, 2, config.hidden_size}), at::kFloat, {})
                    .has_value());
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Others, WholeBlock,
+    testing::Values(Case{"transformer", "transformer", "{}"},
+                    Case{"nesterov", "mdn", R"({"momentum_kind": "nesterov"})"},
+                    Case{"quasi_hyperbolic", "mdn", R"({"momentum_kind": "quasi_hyperbolic"})"},
+                    Case{"mamba2_biases", "mamba2", R"({"use_bias": true})"}),
+    [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace
 }  // namespace mdn::model

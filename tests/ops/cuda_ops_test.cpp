@@ -299,6 +299,15 @@ TEST_P(CudaOps, MomentumGatesMatchATen) {
             },
             tokens);
       }
+      compare(
+          {random({1, tokens, HV}, 2), random({1, tokens, HV}, 2), random({1, tokens, HV}, 8),
+           random({H}), random({H}), random({HV})},
+          [&](const Tensors& x) -> Tensors {  // without momentum
+            const auto y =
+                momentum_gates({x[0], x[1], {}, x[2]}, {x[3], {}, x[4], x[5], {}}, 32, {});
+            return {y.alpha, y.eta, y.beta};
+          },
+          tokens);
     }
   }
 }
