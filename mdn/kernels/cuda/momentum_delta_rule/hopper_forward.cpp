@@ -23,8 +23,8 @@ constexpr double kSmallestIdle = 1.05;             // places in all waves over b
 constexpr int kSharedMemory = 227 << 10;           // what a block of the recurrence may take
 
 // Times of one item of prepare on a whole multiprocessor, and of one chunk of the recurrence there.
-constexpr double kPrepareTime = 4.0;  // microseconds, measured
-constexpr double kPrepareTimeSplit = 5.7;
+constexpr double kPrepareTime = 2.2;  // microseconds, measured
+constexpr double kPrepareTimeSplit = 4.5;
 constexpr double kChunkTime[] = {2.2, 3.8};  // one tile a block, two
 constexpr double kChunkTimeSplit = 4.2;
 constexpr double kShareWithoutMomentum = 0.6;  // of these, an estimate

@@ -5,11 +5,11 @@
 //   1. the masks H and G, while the copy engine brings q and k: the recurrence inside blocks of 16
 //      tokens, rank two beyond (only products and sums of non-negative numbers: no logarithm,
 //      division or difference)
-//   2. P = Q K^T and K K^T by wgmma, raw rows; the L2 norms are folded in as factors of rows and
+//   2. (Q K^T)^T and K K^T by wgmma, raw rows; the L2 norms are folded in as factors of rows and
 //      columns
-//   3. A = I + (H o KK^T) D in shared memory, inverted there in fp32: substitution in 16 x 16
-//      blocks, then merges 16 -> 32 -> 64
-//   4. T and PGD rounded to fp16, and written with the vectors
+//   3. A = I + (H o KK^T) D, a warp a row of blocks, and its inverse T from warp to warp; PGD where
+//      a warp has less of A
+//   4. T rounded to fp16, and the record written
 //
 // With several value heads to a query/key head the scores are made once, the rest is repeated.
 #pragma once
@@ -24,7 +24,6 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare_shared.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_progress.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_saved.h"
-#include "mdn/kernels/cuda/parts/tile.cuh"
 #include "mdn/kernels/cuda/ptx/async_copy.cuh"
 #include "mdn/kernels/cuda/ptx/fence.cuh"
 #include "mdn/kernels/cuda/ptx/mbarrier.cuh"
@@ -123,13 +122,12 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
       ptx::mbarrier_arrive_expect(&shared.loaded, 2 * (K / 64) * ptx::kBoxBytes);
       const int token = static_cast<int>(chunk.token);
       for (int box = 0; box < K / 64; ++box) {
-        ptx::tma_load(shared.tiles[0][box], &q_map, &shared.loaded, box * 64, key_head, token);
-        ptx::tma_load(shared.tiles[1][box], &k_map, &shared.loaded, box * 64, key_head, token);
+        ptx::tma_load(shared.tiles[box][0], &q_map, &shared.loaded, box * 64, key_head, token);
+        ptx::tma_load(shared.tiles[box][1], &k_map, &shared.loaded, box * 64, key_head, token);
       }
       ticket = draw_ticket(shared, params);
     }
-    float P[32];
-    float KK[32];
+    float scores[kChunk];  // (Q K^T)^T, then K K^T
     for (int member = 0; member < members; ++member) {
       const int head = key_head * params.group + member;
 
@@ -150,29 +148,36 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
 #pragma unroll
         for (int step = 0; step < K / 16; ++step) {
           const uint32_t at = static_cast<uint32_t>(step % 4 * 32);
-          const uint64_t q = ptx::descriptor_k(ptx::shared_address(shared.tiles[0][step / 4]) + at);
-          const uint64_t k = ptx::descriptor_k(ptx::shared_address(shared.tiles[1][step / 4]) + at);
-          ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(P, q, k, step != 0);
-          ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(KK, k, k, step != 0);
+          const auto& boxes = shared.tiles[step / 4];
+          ptx::wgmma_sa<T, ptx::Major::kK, ptx::Major::kK>(
+              scores, ptx::descriptor_k(ptx::shared_address(boxes[1]) + at),
+              ptx::descriptor_k(ptx::shared_address(boxes) + at), step != 0);
         }
         ptx::wgmma_commit();
-        query_norms<T, K>(shared, chunk.length, params.l2norm, thread);
-        if (warp == 0 && ptx::elect_one()) {
-          publish_last(shared, params);
-          const Item next = ticket_item(shared, params, ticket);
-          shared.items[buffer ^ 1] = next;
-          if (next.entry >= 0) {
-            fetch_chunk(shared.chunks[buffer ^ 1], params.chunks + next.entry);
-          }
-        }
+        query_norms<T>(shared, chunk.length, params.l2norm, warp, lane);
         ptx::wgmma_wait<0>();
-        ptx::wgmma_touch(P);
-        ptx::wgmma_touch(KK);
-        key_norms<K>(shared, KK, chunk.length, params.l2norm, warp, lane);
+        ptx::wgmma_touch(scores);
+        key_norms(shared, scores, chunk.length, params.l2norm, warp, lane);
       } else if (warp == 0 && ptx::elect_one()) {
         publish_last(shared, params);  // the record of the member before has left shared memory
       }
       __syncthreads();  // and the tiles are read: what follows may overwrite them
+      SplitBlock N[kBlocks - 1];
+      mask_keys(shared, gates, scores, N, warp, lane);
+      __syncwarp();  // a warp inverts the block of its own rows
+
+      // 3. The inverse, and a look ahead: gates of the next item, its q and k to L2.
+      InverseRow T_row;
+      invert_rows(T_row, N, after.diagonal[warp], after.handed, warp, lane);
+      if (member == 0 && warp == 0 && ptx::elect_one()) {  // the warp that has the least to invert
+        publish_last(shared, params);
+        const Item next = ticket_item(shared, params, ticket);
+        shared.items[buffer ^ 1] = next;
+        if (next.entry >= 0) {
+          fetch_chunk(shared.chunks[buffer ^ 1], params.chunks + next.entry);
+        }
+      }
+      mask_queries(shared, gates, scores, params.scale, warp, lane);
       if (thread < kChunk) {
         write_vectors(vectors, shared.masks, gates, shared.rq[thread], shared.rk[thread],
                       params.scale, thread);
@@ -181,16 +186,7 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
           shared.largest_write[warp] = write;
         }
       }
-      {
-        float PG[32];
-        apply_masks(shared, gates, P, KK, PG, params.scale, warp, lane);
-        parts::store_plain<__half>(parts::plain_lane(ptx::shared_address(after.PGD), warp, lane),
-                                   lane, PG);
-      }
-      __syncwarp();  // a warp inverts the block of its own rows
-
-      // 3. The inverse, and a look ahead: gates of the next item, its q and k to L2.
-      invert_block(after.A, warp * kBlockTokens, lane);
+      measure_rows(shared, T_row, chunk.length, warp, lane);
       ptx::async_copy_wait();  // the next chunk
       __syncthreads();
       if (member == 0) {
@@ -208,11 +204,9 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
           }
         }
       }
-      merge_blocks<16>(after.A, warp / 2 * 32, warp % 2, lane);
-      merge_blocks<32>(after.A, 0, warp, lane);
 
       // 4. To fp16.
-      round_record(shared, chunk.length, thread);
+      round_record(shared, T_row, thread);
       ptx::fence_async_shared();
       __syncthreads();
       if (warp == 0 && ptx::elect_one()) {

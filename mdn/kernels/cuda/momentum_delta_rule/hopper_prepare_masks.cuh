@@ -5,59 +5,69 @@
 #include <cstdint>
 
 #include "mdn/kernels/cuda/elements.cuh"
+#include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare_inverse.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare_shared.cuh"
 #include "mdn/kernels/cuda/ptx/async_copy.cuh"
-#include "mdn/kernels/cuda/ptx/convert.cuh"
+#include "mdn/kernels/cuda/ptx/descriptor.cuh"
+#include "mdn/kernels/cuda/ptx/matrix.cuh"
+#include "mdn/kernels/cuda/ptx/mma.cuh"
 
 namespace mdn::kernels::cuda::hopper {
 
-/// rq of the chunk's rows: 1 / sqrt(sum q^2 + 1e-6), or 1; 0 past the end. Two threads a row.
-template <class T, int K>
-__device__ __forceinline__ void query_norms(PrepareShared<K>& shared, int length, bool l2norm,
-                                            int thread) {
-  const int row = thread / 2;
-  float sums[2] = {0, 0};
-  if (l2norm) {
+/// 1 / |x|, 1 / sqrt(sum x^2 + 1e-6), of the warp's rows lane / 4 and lane / 4 + 8 from their sums
+/// of squares, which are the diagonals of two blocks of 8 x 8 as wgmma and mma leave them, words
+/// (lane / 4, 2 (lane % 4)) and + 1; or 1; 0 past the chunk's end.
+__device__ __forceinline__ void write_norms(float* norms, const float2 (&squares)[2], int length,
+                                            bool l2norm, int warp, int lane) {
+  if (lane % 4 == lane / 8) {
 #pragma unroll
-    for (int box = 0; box < K / 64; ++box) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int unit = 4 * (thread % 2) + i;
-        const uint4 words = *reinterpret_cast<const uint4*>(&shared.tiles[0][box][row * 128] +
-                                                            ((unit ^ (row % 8)) * 16));
-        for (const uint32_t word : {words.x, words.y, words.z, words.w}) {
-          const float2 x = ptx::unpack<T>(word);
-          sums[0] = fmaf(x.x, x.x, sums[0]);
-          sums[1] = fmaf(x.y, x.y, sums[1]);
-        }
-      }
+    for (int i = 0; i < 2; ++i) {
+      const int row = warp * kBlockTokens + lane / 4 + 8 * i;
+      const float sum = lane / 4 % 2 == 0 ? squares[i].x : squares[i].y;
+      const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
+      norms[row] = row < length ? norm : 0.0f;
     }
   }
-  const float sum = sum_of_lanes<2>(sums[0] + sums[1]);
-  if (thread % 2 == 0) {
-    const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
-    shared.rq[row] = row < length ? norm : 0.0f;
+}
+
+/// rq of the warp's rows, by products of the rows with themselves.
+template <class T, int K>
+__device__ __forceinline__ void query_norms(PrepareShared<K>& shared, int length, bool l2norm,
+                                            int warp, int lane) {
+  float lower[4] = {};
+  float upper[4] = {};
+  if (l2norm) {
+    const uint32_t row_address =
+        ptx::shared_address(shared.tiles[0][0] + (warp * kBlockTokens + lane % kBlockTokens) * 128);
+#pragma unroll
+    for (int step = 0; step < K / 16; ++step) {
+      uint32_t q[4];
+      const int unit = (step % 4 * 2 + lane / 16) ^ (lane % 8);
+      ptx::ldmatrix(q,
+                    row_address + static_cast<uint32_t>(step / 4 * 2 * ptx::kBoxBytes + unit * 16));
+      ptx::mma<T>(lower, q, q[0], q[2]);
+      ptx::mma<T>(upper, q, q[1], q[3]);
+    }
   }
+  write_norms(shared.rq, {{lower[0], lower[1]}, {upper[2], upper[3]}}, length, l2norm, warp, lane);
 }
 
 /// rk likewise, from the diagonal of K K^T.
 template <int K>
-__device__ __forceinline__ void key_norms(PrepareShared<K>& shared, const float (&KK)[32],
+__device__ __forceinline__ void key_norms(PrepareShared<K>& shared, const float (&scores)[kChunk],
                                           int length, bool l2norm, int warp, int lane) {
+  float2 squares[2] = {};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float sum = 0;
+  for (int block = 0; block < kBlocks; ++block) {
+    if (block == warp) {
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      const int at = 4 * (2 * block + i) + 2 * i;
-      sum = block == warp ? (lane / 4 % 2 == 0 ? KK[at] : KK[at + 1]) : sum;
-    }
-    if (lane % 4 == lane / 8) {
-      const int row = warp * kBlockTokens + lane / 4 + 8 * i;
-      const float norm = l2norm ? rsqrtf(sum + static_cast<float>(kL2NormEps)) : 1.0f;
-      shared.rk[row] = row < length ? norm : 0.0f;
+      for (int i = 0; i < 2; ++i) {
+        const int at = kKeyScores + 8 * block + 4 * i + 2 * i;
+        squares[i] = {scores[at], scores[at + 1]};
+      }
     }
   }
+  write_norms(shared.rk, squares, length, l2norm, warp, lane);
 }
 
 /// Asks for the gates of the warp's own block of tokens, a lane a token; neutral past the chunk's
@@ -94,19 +104,37 @@ __device__ __forceinline__ void local_masks(ChunkMasks& masks, const ChunkGates&
     float Mu = lane == kLaneM ? 1.0f : 0.0f;
     float G = lane == kLaneS ? 1.0f : 0.0f;
 #pragma unroll
-    for (int i = 0; i < kBlockTokens; ++i) {
-      const int t = warp * kBlockTokens + i;
-      Mu = lane == i ? 1.0f : gates.mu[t] * Mu;  // token i opens its column
-      const float H = gates.pi[t] * G;
-      G = fmaf(gates.alpha[t], G, gates.beta[t] * Mu);
+    for (int first = 0; first < kBlockTokens; first += 4) {
+      const int t = warp * kBlockTokens + first;
+      const auto four = [t](const float* gate) {
+        return *reinterpret_cast<const float4*>(gate + t);
+      };
+      const float4 alpha = four(gates.alpha);
+      const float4 mu = four(gates.mu);
+      const float4 beta = four(gates.beta);
+      const float4 pi = four(gates.pi);
+      float4 Mus, Gs, Hs;
+      const auto step = [&](int i, float alpha_t, float mu_t, float beta_t, float pi_t, float& Mu_t,
+                            float& G_t, float& H_t) {
+        Mu_t = Mu = lane == first + i ? 1.0f : mu_t * Mu;  // token i opens its column
+        H_t = pi_t * G;
+        G_t = G = fmaf(alpha_t, G, beta_t * Mu);
+      };
+      step(0, alpha.x, mu.x, beta.x, pi.x, Mus.x, Gs.x, Hs.x);
+      step(1, alpha.y, mu.y, beta.y, pi.y, Mus.y, Gs.y, Hs.y);
+      step(2, alpha.z, mu.z, beta.z, pi.z, Mus.z, Gs.z, Hs.z);
+      step(3, alpha.w, mu.w, beta.w, pi.w, Mus.w, Gs.w, Hs.w);
       if (lane < kBlockTokens) {
-        masks.G[t][lane] = G;
+        masks.G[t][lane] = Gs.x;
+        masks.G[t + 1][lane] = Gs.y;
+        masks.G[t + 2][lane] = Gs.z;
+        masks.G[t + 3][lane] = Gs.w;
       } else {
-        (lane == kLaneM ? masks.b : masks.a)[t] = G;
-        (lane == kLaneM ? masks.c : masks.e)[t] = H;
+        *reinterpret_cast<float4*>((lane == kLaneM ? masks.b : masks.a) + t) = Gs;
+        *reinterpret_cast<float4*>((lane == kLaneM ? masks.c : masks.e) + t) = Hs;
       }
       if (lane == kLaneM) {
-        masks.m[t] = Mu;
+        *reinterpret_cast<float4*>(masks.m + t) = Mus;
       }
     }
     if (lane < kBlockTokens) {
@@ -168,73 +196,144 @@ __device__ __forceinline__ void write_vectors(ChunkVectors& out, const ChunkMask
   }
 }
 
-/// A = I + (H o KK^T) D, and P becomes PG = scale (P o G) D, from the scores in wgmma's accumulator
-/// layout: warp w holds rows of block w. In blocks before w the masks are of rank two, beyond it 0.
+/// D of two neighbouring columns, with the norms of their keys.
 template <int K>
-__device__ __forceinline__ void apply_masks(PrepareShared<K>& shared, const ChunkGates& gates,
-                                            const float (&P)[32], const float (&KK)[32],
-                                            float (&PG)[32], float scale, int warp, int lane) {
+__device__ __forceinline__ float2 column_factors(const PrepareShared<K>& shared,
+                                                 const ChunkGates& gates, int column) {
+  const float2 rk = *reinterpret_cast<const float2*>(&shared.rk[column]);
+  const float2 eta = *reinterpret_cast<const float2*>(&gates.eta[column]);
+  return {rk.x * eta.x, rk.y * eta.y};
+}
+
+/// Of A = I + (H o KK^T) D the warp's row of blocks: N = -A left of the diagonal; A on it, the ones
+/// left out, in shared memory; and T's zeros beyond it. The scores are in wgmma's accumulator
+/// layout: warp w holds rows of block w. In blocks before w the masks are of rank two.
+template <int K>
+__device__ __forceinline__ void mask_keys(PrepareShared<K>& shared, const ChunkGates& gates,
+                                          const float (&scores)[kChunk],
+                                          SplitBlock (&N)[kBlocks - 1], int warp, int lane) {
   const ChunkMasks& masks = shared.masks;
   const int pair = 2 * (lane % 4);
   const int row = warp * kBlockTokens + lane / 4;  // and row + 8
-  float a[2], b[2], e[2], c[2], row_P[2], row_KK[2];
+  const float rk[2] = {shared.rk[row], shared.rk[row + 8]};
+  const float pi[2] = {gates.pi[row], gates.pi[row + 8]};
+  float own[2][4];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int t = row + 8 * i;
-    a[i] = masks.a[t];
-    b[i] = masks.b[t];
-    e[i] = masks.e[t];
-    c[i] = masks.c[t];
-    row_P[i] = scale * shared.rq[t];
-    row_KK[i] = shared.rk[t];
+  for (int block = 0; block < kBlocks; ++block) {
+    if (block == 0 || block == warp) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[i / 4][i % 4] = scores[kKeyScores + 8 * block + i];
+      }
+    }
   }
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const int column = 8 * j + pair;
-    float2 A[2] = {};
-    if (j / 2 <= warp) {
-      float2 G[2];
-      float2 H[2];
-      if (j / 2 < warp) {
-        const float2 x = *reinterpret_cast<const float2*>(&masks.end_G[warp - 1][column]);
-        const float2 y = *reinterpret_cast<const float2*>(&masks.end_Mu[warp - 1][column]);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          G[i] = {fmaf(a[i], x.x, b[i] * y.x), fmaf(a[i], x.y, b[i] * y.y)};
-          H[i] = {fmaf(e[i], x.x, c[i] * y.x), fmaf(e[i], x.y, c[i] * y.y)};
-        }
-      } else {
-        const int local = j % 2 * 8 + pair;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int t = row + 8 * i;
-          const float pi = gates.pi[t];
-          G[i] = *reinterpret_cast<const float2*>(&masks.G[t][local]);
-          const float2 z = *reinterpret_cast<const float2*>(&masks.G[t == 0 ? 0 : t - 1][local]);
-          H[i] = {column < t ? pi * z.x : 0.0f, column + 1 < t ? pi * z.y : 0.0f};
-        }
-      }
-      const float2 rk = *reinterpret_cast<const float2*>(&shared.rk[column]);
-      const float2 eta = *reinterpret_cast<const float2*>(&gates.eta[column]);
-      const float2 D = {rk.x * eta.x, rk.y * eta.y};
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int t = row + 8 * i;
-        const int at = 4 * j + 2 * i;
-        PG[at] = row_P[i] * D.x * (P[at] * G[i].x);
-        PG[at + 1] = row_P[i] * D.y * (P[at + 1] * G[i].y);
-        A[i] = {row_KK[i] * D.x * (KK[at] * H[i].x), row_KK[i] * D.y * (KK[at + 1] * H[i].y)};
-        A[i].x = column == t ? 1.0f : A[i].x;
-        A[i].y = column + 1 == t ? 1.0f : A[i].y;
-      }
-    } else {
-      PG[4 * j] = PG[4 * j + 1] = PG[4 * j + 2] = PG[4 * j + 3] = 0.0f;
-    }
+  for (int half = 0; half < 2; ++half) {
+    const int column = 8 * half + pair;  // in the block, as `token`
+    const float2 D = column_factors(shared, gates, warp * kBlockTokens + column);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      *reinterpret_cast<float2*>(&shared.after.A[row + 8 * i][column]) = A[i];
+      const int token = lane / 4 + 8 * i;
+      const int before = max(row + 8 * i - 1, 0);
+      const float2 G = *reinterpret_cast<const float2*>(&masks.G[before][column]);
+      const float2 H = {column < token ? pi[i] * G.x : 0.0f,
+                        column + 1 < token ? pi[i] * G.y : 0.0f};
+      *reinterpret_cast<float2*>(&shared.after.diagonal[warp][token][column]) = {
+          rk[i] * D.x * (own[half][2 * i] * H.x), rk[i] * D.y * (own[half][2 * i + 1] * H.y)};
     }
   }
+  const float e[2] = {-rk[0] * masks.e[row], -rk[1] * masks.e[row + 8]};
+  const float c[2] = {-rk[0] * masks.c[row], -rk[1] * masks.c[row + 8]};
+#pragma unroll
+  for (int block = 0; block < kBlocks - 1; ++block) {
+    if (block < warp) {
+      float A[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = block * kBlockTokens + 8 * half + pair;
+        const float2 G = *reinterpret_cast<const float2*>(&masks.end_G[warp - 1][column]);
+        const float2 Mu = *reinterpret_cast<const float2*>(&masks.end_Mu[warp - 1][column]);
+        const float2 D = column_factors(shared, gates, column);
+        const float2 x = {D.x * G.x, D.y * G.y};
+        const float2 y = {D.x * Mu.x, D.y * Mu.y};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = kKeyScores + 8 * block + 4 * half + 2 * i;
+          A[half][2 * i] = scores[at] * fmaf(e[i], x.x, c[i] * y.x);
+          A[half][2 * i + 1] = scores[at + 1] * fmaf(e[i], x.y, c[i] * y.y);
+        }
+      }
+      N[block] = split_block(A);
+    } else {
+      N[block] = {};
+      store_transposed_block(shared.after.T, {}, warp, block + 1, lane);
+    }
+  }
+}
+
+/// PGD = scale (P o G) D to the record's place, from P's transpose: warp w makes column w of
+/// blocks, whose masks are of rank two below the diagonal and 0 above it, and so has the more
+/// blocks of P the fewer it has of A.
+template <int K>
+__device__ __forceinline__ void mask_queries(PrepareShared<K>& shared, const ChunkGates& gates,
+                                             const float (&scores)[kChunk], float scale, int warp,
+                                             int lane) {
+  const ChunkMasks& masks = shared.masks;
+  const int key = warp * kBlockTokens + lane / 4;  // and key + 8
+  const float D[2] = {shared.rk[key] * gates.eta[key], shared.rk[key + 8] * gates.eta[key + 8]};
+  const auto row_factors = [&](int token) {
+    const float2 rq = *reinterpret_cast<const float2*>(&shared.rq[token]);
+    return float2{scale * rq.x, scale * rq.y};
+  };
+  float own[2][4];
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {  // of tokens
+    if (block > 0 && block > warp) {
+      float x[2], y[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        x[i] = D[i] * masks.end_G[block - 1][key + 8 * i];
+        y[i] = D[i] * masks.end_Mu[block - 1][key + 8 * i];
+      }
+      float PG[2][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int token = block * kBlockTokens + 8 * half + 2 * (lane % 4);
+        const float2 factors = row_factors(token);
+        const float2 a = *reinterpret_cast<const float2*>(&masks.a[token]);
+        const float2 b = *reinterpret_cast<const float2*>(&masks.b[token]);
+        const float2 a_row = {factors.x * a.x, factors.y * a.y};
+        const float2 b_row = {factors.x * b.x, factors.y * b.y};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int at = 8 * block + 4 * half + 2 * i;
+          PG[half][2 * i] = scores[at] * fmaf(a_row.x, x[i], b_row.x * y[i]);
+          PG[half][2 * i + 1] = scores[at + 1] * fmaf(a_row.y, x[i], b_row.y * y[i]);
+        }
+      }
+      store_transposed_block(shared.after.PGD, pack_block(PG), block, warp, lane);
+    } else if (block < warp) {
+      store_transposed_block(shared.after.PGD, {}, block, warp, lane);
+    }
+    if (block == 0 || block == warp) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own[i / 4][i % 4] = scores[8 * block + i];
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int token = warp * kBlockTokens + 8 * half + 2 * (lane % 4);
+    const float2 factors = row_factors(token);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = lane / 4 + 8 * i;
+      own[half][2 * i] = factors.x * D[i] * (own[half][2 * i] * masks.G[token][column]);
+      own[half][2 * i + 1] = factors.y * D[i] * (own[half][2 * i + 1] * masks.G[token + 1][column]);
+    }
+  }
+  store_transposed_block(shared.after.PGD, pack_block(own), warp, warp, lane);
 }
 
 }  // namespace mdn::kernels::cuda::hopper

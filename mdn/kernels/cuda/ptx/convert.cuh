@@ -30,6 +30,13 @@ __device__ __forceinline__ uint32_t multiply_halves(uint32_t x, uint32_t y) {
   return word;
 }
 
+/// The smaller ones of two pairs of fp16; NaN only where both are.
+__device__ __forceinline__ uint32_t least_halves(uint32_t x, uint32_t y) {
+  uint32_t word;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(word) : "r"(x), "r"(y));
+  return word;
+}
+
 /// The values of pack<T> by another instruction. The assembler keeps the result of two equal
 /// conversions in a register from the first to the second; where that costs more registers than
 /// there are, the second use converts anew by this one.
