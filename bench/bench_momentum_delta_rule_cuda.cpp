@@ -271,12 +271,15 @@ void print_decode(bool momentum, double copy, double in_place, cudaStream_t stre
   }
 }
 
-/// Every shape's passes and steps of three batches, once each and one after the other.
+/// Every shape's passes and steps of three batches, once each and one after the other, each after a
+/// line that names it.
 void call_once(cudaStream_t stream) {
   for (const Shape& shape : kShapes) {
     DevicePool device;
     const Calls calls(device, shape, DType::kBFloat16, false, true);
     MDN_CUDA_CHECK(cudaDeviceSynchronize());
+    fmt::print("call {}\n", shape.name);
+    std::fflush(stdout);
     kernels::cuda::forward(calls.forward, stream);
     kernels::cuda::backward(calls.backward, stream);
     MDN_CUDA_CHECK(cudaDeviceSynchronize());
@@ -284,6 +287,8 @@ void call_once(cudaStream_t stream) {
   for (DType state_dtype : {DType::kFloat32, DType::kFloat16}) {
     for (int64_t B : {1, 64, 256}) {
       const Steps steps(B, state_dtype, true, 1);
+      fmt::print("call step of {}, states of {}\n", B, name_of(state_dtype));
+      std::fflush(stdout);
       kernels::cuda::step(steps.calls[0], stream);
       MDN_CUDA_CHECK(cudaDeviceSynchronize());
     }

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 # shellcheck disable=SC2034  # the parts read these
 build=$1
 results=${2:-bench/results}
-only=${MDN_GPU_CHECK:-correctness operators verify sanitizer accuracy speed small_ops training_step generate}
+only=${MDN_GPU_CHECK:-correctness operators verify sanitizer accuracy speed profile small_ops training_step generate}
 logs=${MDN_GPU_LOGS:-$(mktemp -d)}
 mkdir -p "$results" "$logs"
 failed=0
