@@ -126,6 +126,38 @@ class Step {
   at::Tensor bounds_;  // of packed documents
 };
 
+/// The part of a step that a kernel belongs to, by what its name contains; the first that fits.
+const char* part_of(const std::string& kernel) {
+  static constexpr std::pair<const char*, const char*> kParts[] = {
+      {"nvjet", "matrix products"},
+      {"gemm", "matrix products"},
+      {"splitKreduce", "matrix products"},
+      {"sdpa", "attention"},
+      {"flash", "attention"},
+      {"compute_dot_do_o", "attention"},
+      {"convert_dq", "attention"},
+      {"mdn::kernels::cuda::backward_pass", "delta rule, backward"},
+      {"mdn::kernels::cuda::hopper", "delta rule, forward"},
+      {"mdn::kernels::cuda::kimi", "delta rule of KDA"},
+      {"short_conv", "short convolution"},
+      {"rms_norm", "norms"},
+      {"swiglu", "SwiGLU"},
+      {"cross_entropy", "loss, without its products"},
+      {"_gates", "gates"},
+      {"rotary", "rotation"},
+      {"column_sums", "sums over tokens of partial sums"},
+      {"FusedOptimizer", "AdamW"},
+      {"LpNorm", "norm of the gradients"},
+      {"CUDAFunctor_add", "sums of residuals and gradients"},
+  };
+  for (const auto& [name, part] : kParts) {
+    if (kernel.find(name) != std::string::npos) {
+      return part;
+    }
+  }
+  return "all else";
+}
+
 /// Kernels by name: how often and how long, of one step.
 void print_profile(const std::function<void()>& step) {
   namespace profiler = torch::autograd::profiler;
@@ -144,6 +176,7 @@ void print_profile(const std::function<void()>& step) {
     double ms = 0;
   };
   std::map<std::string, Kernel> kernels;
+  std::map<std::string, double> parts;
   double total = 0;
   uint64_t first = UINT64_MAX, last = 0;
   for (const auto& event : result->events()) {
@@ -153,6 +186,7 @@ void print_profile(const std::function<void()>& step) {
       ++kernel.count;
       const double ms = static_cast<double>(event.durationNs()) * 1e-6;
       kernel.ms += ms;
+      parts[part_of(kernel.name)] += ms;
       total += ms;
       first = std::min(first, event.startNs());
       last = std::max(last, event.endNs());
@@ -166,7 +200,16 @@ void print_profile(const std::function<void()>& step) {
             [](const Kernel& a, const Kernel& b) { return a.ms > b.ms; });
   const double span = first < last ? static_cast<double>(last - first) * 1e-6 : 0;
   fmt::print("\n{:.1f} ms in kernels of {:.1f} ms from the first to the last\n\n", total, span);
-  fmt::print("| ms | share | calls | kernel |\n|---|---|---|---|\n");
+  std::vector<std::pair<double, std::string>> by_time;
+  for (const auto& [part, ms] : parts) {
+    by_time.emplace_back(ms, part);
+  }
+  std::sort(by_time.rbegin(), by_time.rend());
+  fmt::print("| ms | share | part |\n|---|---|---|\n");
+  for (const auto& [ms, part] : by_time) {
+    fmt::print("| {:.2f} | {:.1f}% | {} |\n", ms, 100 * ms / total, part);
+  }
+  fmt::print("\n| ms | share | calls | kernel |\n|---|---|---|---|\n");
   for (const Kernel& kernel : sorted) {
     if (kernel.ms < 0.0005 * total) {
       break;
