@@ -1,7 +1,7 @@
-// The kernels around the momentum rule on a GPU, at the sizes of the published 400M model (8 x 4096
-// tokens, bfloat16): time and bytes, each operand read or written once, against the copy bandwidth
-// measured in the same run (1 GiB) and against a copy of as many bytes timed alike, to which
-// starting and ending cost as much. L2 is flushed before every timed call, medians of 30.
+// The kernels around the momentum rule on a GPU, at the sizes of the published 400M models (8 x
+// 4096 tokens, bfloat16): time and bytes, each operand read or written once, against the copy
+// bandwidth measured in the same run (1 GiB) and against a copy of as many bytes timed alike, to
+// which starting and ending cost as much. L2 is flushed before every timed call, medians of 30.
 //
 //     bench_small_ops_cuda
 #include <fmt/format.h>
@@ -14,10 +14,14 @@
 #include "bench/device_inputs.h"
 #include "mdn/kernels/cross_entropy.h"
 #include "mdn/kernels/cuda/check.h"
+#include "mdn/kernels/decay_gates.h"
+#include "mdn/kernels/general_momentum_masks.h"
 #include "mdn/kernels/momentum_gates.h"
 #include "mdn/kernels/rms_norm.h"
+#include "mdn/kernels/rotary.h"
 #include "mdn/kernels/short_conv.h"
 #include "mdn/kernels/swiglu.h"
+#include "mdn/kernels/unit_lower_inverse.h"
 
 namespace mdn::bench {
 namespace {
@@ -273,6 +277,71 @@ void losses(const Table& table) {
             [&] { cuda::cross_entropy(call, nullptr); });
 }
 
+/// Of the other architectures: step sizes and decays of Mamba2 (32 heads), the rotation of
+/// attention (8 heads of 128), masks and inverses of the general momentum rule (a chunk of 64
+/// tokens a head).
+void others(const Table& table) {
+  Memory memory;
+  constexpr int64_t kManyHeads = 32, kRowStride = 4416, kAttentionHeads = 8, kHeadDim = 128;
+  const int64_t n = kTokens * kManyHeads;
+  cuda::DecayGatesProblem p{.tokens = kTokens,
+                            .HV = kManyHeads,
+                            .dtype = kType,
+                            .high = 1e9,
+                            .A_log = memory.floats(kManyHeads),
+                            .dt_bias = memory.floats(kManyHeads),
+                            .a = memory.bf16(kTokens * kRowStride),
+                            .a_stride = kRowStride};
+  float *alpha = memory.floats(n), *dt = memory.floats(n);
+  table.row("decay_gates forward", 10 * n,
+            [&] { cuda::decay_gates_forward({.problem = p, .alpha = alpha, .dt = dt}, nullptr); });
+  const cuda::DecayGatesBackward backward{
+      .problem = p,
+      .d_alpha = alpha,
+      .d_dt = dt,
+      .d_a = memory.bf16(kTokens * kRowStride),
+      .d_a_stride = kRowStride,
+      .d_parameters = memory.floats(2 * kManyHeads),
+      .workspace = memory.take(static_cast<int64_t>(cuda::decay_gates_backward_workspace(p)))};
+  table.row("decay_gates backward", 12 * n, [&] { cuda::decay_gates_backward(backward, nullptr); });
+
+  const int64_t rotated = kTokens * kAttentionHeads * kHeadDim;
+  auto* positions = static_cast<int64_t*>(memory.take(kLength * 8));
+  MDN_CUDA_CHECK(cudaMemset(positions, 0, kLength * 8));
+  const cuda::Rotary rotary{.rows = kTokens / kLength,
+                            .T = kLength,
+                            .heads = kAttentionHeads,
+                            .d = kHeadDim,
+                            .dtype = kType,
+                            .positions = positions,
+                            .x = memory.bf16(rotated),
+                            .y = memory.bf16(rotated)};
+  table.row("rotary, either pass", 4 * rotated, [&] { cuda::rotary(rotary, nullptr); });
+
+  constexpr int64_t C = cuda::kMaskTokens, kChunks = kTokens / C * kHeads;
+  constexpr int64_t kMasks = 2 * C * C + 3 * 2 * C + 3;  // floats of a chunk
+  const float* coefficients = memory.floats(cuda::kMaskCoefficients * kChunks * C);
+  float *G = memory.floats(kChunks * C * C), *H = memory.floats(kChunks * C * C),
+        *columns[3] = {memory.floats(kChunks * C * 2), memory.floats(kChunks * C * 2),
+                       memory.floats(kChunks * C * 2)},
+        *ends = memory.floats(kChunks * 3);
+  table.row("general_momentum_masks forward", 4 * kChunks * (cuda::kMaskCoefficients * C + kMasks),
+            [&] {
+              cuda::general_momentum_masks_forward(
+                  {kChunks, coefficients, G, H, columns[0], columns[1], columns[2], ends}, nullptr);
+            });
+  float* d_coefficients = memory.floats(cuda::kMaskCoefficients * kChunks * C);
+  table.row("general_momentum_masks backward",
+            4 * kChunks * (2 * cuda::kMaskCoefficients * C + kMasks), [&] {
+              cuda::general_momentum_masks_backward({kChunks, coefficients, G, H, columns[0],
+                                                     columns[1], columns[2], ends, d_coefficients},
+                                                    nullptr);
+            });
+  table.row("unit_lower_inverse", 8 * kChunks * C * C, [&] {
+    cuda::unit_lower_inverse({kChunks, G, H}, nullptr);
+  });
+}
+
 }  // namespace
 }  // namespace mdn::bench
 
@@ -288,6 +357,7 @@ int main() {
     convolutions(table);
     gates(table);
     losses(table);
+    others(table);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_small_ops_cuda: {}\n", error.what());
     return 1;
