@@ -44,12 +44,13 @@ sanitizer() {
   local kimi='*16/grouped:*16/seventeen:*16/chunk_and_one'
   local operators='*CudaOps*/small:CudaShortConv.*'
   local products='*LinearCrossEntropy*/small:CudaResidualMlp.*'
+  local generation='CudaGenerator.AttentionWithAllOptions'
   local decoders='*/mdn_BFloat16:*/mdn_plain_Float'
   echo "- compute-sanitizer: $("$sanitizer" --version | sed -n 's/^Version //p' | head -1)"
   echo
   echo "Cases of the momentum rule: \`$small\`; of the Kimi delta rule: \`$kimi\`; of the small operators:"
-  echo "\`$operators\`, under memcheck"
-  echo "alone those with products: \`$products\`; of decoders: \`$decoders\`."
+  echo "\`$operators\`; of generation, the attention step among it: \`$generation\`. Under memcheck alone those"
+  echo "with products: \`$products\`; of decoders: \`$decoders\`."
   echo
   echo "| tool | kernels | result |"
   echo "|---|---|---|"
@@ -69,6 +70,9 @@ sanitizer() {
     check_program $tool operators cuda_ops_test "$operators-*LinearCrossEntropy*" \
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 &
     pids+=($!)
+    # with that cache, without which graphs cannot be captured
+    check_program $tool generation cuda_generator_test "$generation" &
+    pids+=($!)
   done
   check_program memcheck products cuda_ops_test "$products" PYTORCH_NO_CUDA_MEMORY_CACHING=1 &
   pids+=($!)
@@ -76,7 +80,7 @@ sanitizer() {
   pids+=($!)
   wait "${pids[@]}"
   for tool in memcheck racecheck initcheck; do
-    for run in chosen portable kimi operators; do
+    for run in chosen portable kimi operators generation; do
       row_of $tool $run
     done
   done
