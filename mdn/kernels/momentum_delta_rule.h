@@ -62,7 +62,7 @@ struct MomentumDeltaRuleProblem {
   int64_t V = 0;                        // value channels
   int64_t N = 1;                        // sequences
   const int64_t* cu_seqlens = nullptr;  // [N + 1], or null: N == B
-  DType dtype = DType::kFloat32;        // of q, k, v, o and their gradients
+  DType dtype = DType::kFloat32;        // of q, k, v, o and their gradients; float16 saturates
   double scale = 1.0;                   // of the output
   bool l2norm = false;                  // normalise q and k inside
   bool momentum = true;                 // false: mu is 0 everywhere, see above

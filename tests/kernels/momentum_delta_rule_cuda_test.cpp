@@ -593,6 +593,44 @@ TEST(MomentumDeltaRuleCuda, TensorsPastTwoToTheThirtyFirstElement) {
   expect_rows_agree(DType::kBFloat16);
 }
 
+void expect_finite(const Results& results) {
+  for (const Values& values : results) {
+    EXPECT_TRUE(std::all_of(values.x.begin(), values.x.end(), [](double x) {
+      return std::isfinite(x);
+    })) << values.name;
+  }
+}
+
+/// Gates at the end of their range, with which states grow without bound (with random keys to 1e22
+/// here, and gradients of keys to 1e23), and large values: whatever 16 bits hold of that, nothing
+/// may be Inf or NaN while float32 could hold it.
+TEST(MomentumDeltaRuleCuda, GrowingStatesGiveFiniteNumbers) {
+  SKIP_WITHOUT_DEVICE();
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (double cosine : {0.0, 0.95}) {
+      SCOPED_TRACE(fmt::format("{}, key cosine {}", name_of(dtype), cosine));
+      MomentumDeltaRuleData data({.name = "growth",
+                                  .T = 256,
+                                  .H = 1,
+                                  .HV = 1,
+                                  .K = 128,
+                                  .V = 128,
+                                  .key_cosine = cosine,
+                                  .value_scale = 100},
+                                 dtype);
+      for (std::vector<double>* gate : {&data.alpha, &data.mu, &data.beta}) {
+        std::fill(gate->begin(), gate->end(), 1.0);
+      }
+      std::fill(data.eta.begin(), data.eta.end(), 2.0);
+      expect_finite(run_cuda(data, dtype));
+      if (dtype == DType::kFloat16) {
+        expect_finite(run_cuda_steps(data, dtype, DType::kFloat32));
+        expect_finite(run_cuda_steps(data, dtype, DType::kFloat16));
+      }
+    }
+  }
+}
+
 TEST(MomentumDeltaRuleDispatch, ChoosesBySizesTypeAndDevice) {
   using kernels::cuda::choose;
   using kernels::cuda::DeviceFacts;

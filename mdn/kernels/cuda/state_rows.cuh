@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 
 #include "mdn/kernels/cuda/device.h"
 #include "mdn/kernels/cuda/elements.cuh"
+#include "mdn/kernels/cuda/half.cuh"
 #include "mdn/kernels/cuda/vectors.cuh"
 #include "mdn/kernels/momentum_delta_rule.h"
 
@@ -58,15 +60,11 @@ struct Piece<float> {
   }
 };
 
-/// Float16 states saturate: a value past 65504 is stored as 65504, a NaN stays one.
+/// Float16 states saturate: half.cuh.
 template <>
 struct Piece<__half> {
   static constexpr int kWidth = 8;
-  static constexpr float kLargest = 65504.0f;
   using Vector = uint4;
-  __device__ static float saturated(float x) {
-    return fabsf(x) > kLargest ? copysignf(kLargest, x) : x;
-  }
   __device__ static void unpack(const Vector& from, float (&x)[kWidth]) {
     const unsigned words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
@@ -80,7 +78,7 @@ struct Piece<__half> {
     unsigned words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const __half2 two = __floats2half2_rn(saturated(x[2 * i]), saturated(x[2 * i + 1]));
+      const __half2 two = __floats2half2_rn(within_half(x[2 * i]), within_half(x[2 * i + 1]));
       words[i] = *reinterpret_cast<const unsigned*>(&two);
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
@@ -234,7 +232,8 @@ struct StateTile {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (inside(i)) {
-          to[out + i * kAtOnce] = from_float<T>(o[i]);
+          to[out + i * kAtOnce] =
+              from_float<T>(std::is_same_v<T, __half> ? within_half(o[i]) : o[i]);
         }
       }
     };

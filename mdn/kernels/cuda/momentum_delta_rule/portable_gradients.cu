@@ -524,8 +524,8 @@ __global__ void __launch_bounds__(kThreadLimit, kThreadLimit == kMinThreads ? 3 
           dq = s.inverse_norm[t] * (dq - q[t * stride + thread] * s.norm[t]);
           dk = s.inverse_norm[C + t] * (dk - k[t * stride + thread] * s.norm[C + t]);
         }
-        store_element(p.d_q, to, x.dtype, dq);
-        store_element(p.d_k, to, x.dtype, dk);
+        store_element(p.d_q, to, x.dtype, within_range(dq, x.dtype));
+        store_element(p.d_k, to, x.dtype, within_range(dk, x.dtype));
       }
     }
   }

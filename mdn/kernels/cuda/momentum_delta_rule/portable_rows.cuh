@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "mdn/kernels/cuda/elements.cuh"
+#include "mdn/kernels/cuda/half.cuh"
 #include "mdn/kernels/cuda/momentum_delta_rule/portable_plan.h"
 
 namespace mdn::kernels::cuda::portable {

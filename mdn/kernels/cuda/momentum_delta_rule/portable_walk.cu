@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(kThreads, 3) walk(WalkParams p) {
         for (int i = 0; i < kRowsPerGroup; ++i) {  // o = scale S q
           const float o = x.scale * S.dot(i, q);
           if (lane == i && row + i < x.V) {
-            store_element(p.o, ((token + t) * x.HV + place.head) * x.V + row + i, x.dtype, o);
+            store_element(p.o, ((token + t) * x.HV + place.head) * x.V + row + i, x.dtype,
+                          within_range(o, x.dtype));
           }
         }
       }

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 3) walk_back_kernel(WalkBackParams p
           const int64_t at = (slot * kPortableChunk + t * x.HV + place.head) * x.V + row_of_v + i;
           p.work.dW[at] = dr[i];
           store_element(p.d_v, ((here.token + t) * x.HV + place.head) * x.V + row_of_v + i, x.dtype,
-                        dr[i]);
+                        within_range(dr[i], x.dtype));
         }
       }
     }
