@@ -40,7 +40,7 @@ distinct_reports() {
 }
 
 sanitizer() {
-  local small='*CudaCases*/length_17:*CudaCases*/packed:*CudaCases*/odd_channels:*CudaCases*/shared_heads_l2norm:*CudaCases*/tiles_length_65:*CudaCases*/tiles_shared_l2norm:*CudaCases*/tiles_packed:*CudaCases*/tiles_without_momentum_128_64:*CudaCases*/tiles_without_momentum_packed:*SegmentCases*/first_cut:*StepUsesSlots*:*Saturate*:*CudaStepCases*/odd_channels'
+  local small='*CudaCases*/length_17:*CudaCases*/packed:*CudaCases*/odd_channels:*CudaCases*/shared_heads_l2norm:*CudaCases*/tiles_length_65:*CudaCases*/tiles_shared_l2norm:*CudaCases*/tiles_packed:*CudaCases*/tiles_packed_256:*SharedWalks*:*CudaCases*/tiles_without_momentum_128_64:*CudaCases*/tiles_without_momentum_packed:*SegmentCases*/first_cut:*StepUsesSlots*:*Saturate*:*CudaStepCases*/odd_channels'
   local kimi='*16/grouped:*16/seventeen:*16/chunk_and_one'
   local operators='*CudaOps*/small:CudaShortConv.*'
   local products='*LinearCrossEntropy*/small:CudaResidualMlp.*'

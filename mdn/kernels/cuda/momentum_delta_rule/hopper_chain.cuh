@@ -321,9 +321,6 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     ptx::wgmma_commit();
     if constexpr (Sp::kHalves == 2) {
       add_other_half(X, exchange, half, thread);
-      if (kWrites && half == 1) {
-        ptx::named_barrier_arrive(6, 256);  // half 0's sums have been read
-      }
     }
     const float a_end = vectors->a_end;
     [[maybe_unused]] const float b_end = vectors->b_end;
@@ -381,26 +378,32 @@ __device__ __forceinline__ void chain_consumer(const Arguments& args, uint8_t* s
     }
     ptx::mbarrier_arrive(barriers.queries(queries.stage) + kEmpty);
     ptx::mbarrier_arrive(barriers.rest(rest.stage) + kEmpty);
-    if (kWrites && half == 0) {  // dV = dW, through shared memory for whole rows of 128 bytes
+    if constexpr (kWrites) {  // dV = dW, through shared memory for whole rows of 128 bytes
       uint8_t* dv = shared + L::kDV + box_v * kBox;
-      const uint32_t dv_box = ptx::shared_address(dv);
       if constexpr (!L::kOwnDV) {
-        ptx::named_barrier(6, 256);
+        ptx::named_barrier(6, 256);  // half 0's sums have been read
       }
-      parts::store_transposed<E>(parts::transposed_lane(dv_box, warp, lane), Y);
+      if (half == 0) {
+        parts::store_transposed<E>(parts::transposed_lane(ptx::shared_address(dv), warp, lane), Y);
+      }
+      // Half 1 has nothing to wait for, but racecheck takes threads that have been at different
+      // numbers of barriers for unordered.
       ptx::named_barrier(barrier_id, 128);
-      const int2 chunk = reinterpret_cast<const int2*>(shared + L::kChunks)[keys.stage];
-      const int length = chunk.y;
-      uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
-                     ((int64_t{chunk.x} * args.HV + head) * args.V + 64 * v_box) * 2;
+      if (half == 0) {
+        const int2 chunk = reinterpret_cast<const int2*>(shared + L::kChunks)[keys.stage];
+        const int length = chunk.y;
+        uint8_t* out = static_cast<uint8_t*>(args.d_v_rows) +
+                       ((int64_t{chunk.x} * args.HV + head) * args.V + 64 * v_box) * 2;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = 16 * i + thread / 8;
-        const int unit = thread % 8;
-        const uint4 u = *reinterpret_cast<const uint4*>(dv + row * 128 + ((unit ^ (row % 8)) * 16));
-        if (row < length) {
-          *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * args.V * 2 +
-                                    unit * 16) = u;
+        for (int i = 0; i < 4; ++i) {
+          const int row = 16 * i + thread / 8;
+          const int unit = thread % 8;
+          const uint4 u =
+              *reinterpret_cast<const uint4*>(dv + row * 128 + ((unit ^ (row % 8)) * 16));
+          if (row < length) {
+            *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * args.HV * args.V * 2 +
+                                      unit * 16) = u;
+          }
         }
       }
     }

@@ -103,6 +103,9 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
       atomicAdd(&params.progress->helpers, 1u);
     }
     ptx::mbarrier_init(&shared.loaded, 1);
+    for (uint64_t& row : shared.handed_on) {
+      ptx::mbarrier_init(&row, 32);
+    }
     ptx::mbarrier_init_fence();
     shared.chunks[0] = params.chunks[shared.items[0].entry];
   }
@@ -168,7 +171,8 @@ __global__ void __launch_bounds__(kPrepareThreads, K == 256 ? 3 : 4)
 
       // 3. The inverse, and a look ahead: gates of the next item, its q and k to L2.
       InverseRow T_row;
-      invert_rows(T_row, N, after.diagonal[warp], after.handed, warp, lane);
+      invert_rows(T_row, N, after.diagonal[warp], after.handed, shared.handed_on,
+                  (buffer * members + member) & 1, warp, lane);
       if (member == 0 && warp == 0 && ptx::elect_one()) {  // the warp that has the least to invert
         publish_last(shared, params);
         const Item next = ticket_item(shared, params, ticket);

@@ -10,8 +10,8 @@
 #include "mdn/kernels/cuda/momentum_delta_rule/hopper_prepare_shared.cuh"
 #include "mdn/kernels/cuda/ptx/convert.cuh"
 #include "mdn/kernels/cuda/ptx/descriptor.cuh"
-#include "mdn/kernels/cuda/ptx/fence.cuh"
 #include "mdn/kernels/cuda/ptx/matrix.cuh"
+#include "mdn/kernels/cuda/ptx/mbarrier.cuh"
 #include "mdn/kernels/cuda/ptx/mma.cuh"
 
 namespace mdn::kernels::cuda::hopper {
@@ -183,10 +183,10 @@ struct InverseRow {
 ///     T[w, w] = A[w, w]^-1,  T[w, j] = T[w, w] (sum over j <= l < w of N[w, l] T[l, j])
 /// transposed, as then every factor is there already as mma wants it: a result is a left operand,
 /// and N[w, l] as it comes from the scores is a right operand, which mma takes transposed. Rows are
-/// handed on in `handed`, each behind a barrier of its own.
+/// handed on in `handed`, each behind an mbarrier of its own in `handed_on`.
 __device__ __forceinline__ void invert_rows(InverseRow& T, const SplitBlock (&N)[kBlocks - 1],
-                                            float (*A)[kStrideBlock], HandedBlock* handed, int warp,
-                                            int lane) {
+                                            float (*A)[kStrideBlock], HandedBlock* handed,
+                                            uint64_t* handed_on, int parity, int warp, int lane) {
   const auto index = [](int l, int j) { return l * (l + 1) / 2 + j; };
   const auto hand_on = [&](const SplitBlock& x, int j) {
     HandedBlock& to = handed[index(warp, j)];
@@ -202,10 +202,8 @@ __device__ __forceinline__ void invert_rows(InverseRow& T, const SplitBlock (&N)
   }
 #pragma unroll
   for (int l = 0; l < kBlocks - 1; ++l) {
-    const int id = 1 + l;
-    const int threads = 32 * (kBlocks - l);  // this row's and those of the rows behind it
     if (l < warp) {
-      ptx::named_barrier(id, threads);
+      ptx::mbarrier_wait(handed_on + l, parity);
 #pragma unroll
       for (int j = 0; j <= l; ++j) {
         const uint4 high = handed[index(l, j)].high[lane];
@@ -219,7 +217,7 @@ __device__ __forceinline__ void invert_rows(InverseRow& T, const SplitBlock (&N)
         multiply(T.left[j], right);
         hand_on(split_block(T.left[j]), j);
       }
-      ptx::named_barrier_arrive(id, threads);
+      ptx::mbarrier_arrive(handed_on + l);
     }
   }
   if (warp == kBlocks - 1) {

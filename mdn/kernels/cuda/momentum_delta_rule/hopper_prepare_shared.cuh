@@ -93,6 +93,7 @@ struct PrepareShared {
   int unpublished;  // index of the last record while it is not yet said to be there, else -1
   bool helps_only;  // all items that are everyone's are taken
   uint64_t loaded;
+  uint64_t handed_on[kBlocks - 1];  // rows of T, invert_rows
 };
 
 }  // namespace mdn::kernels::cuda::hopper
