@@ -1,63 +1,31 @@
-// Forward a thread has a few channels of a few tokens, all loaded at once. Backward, where sums
-// over tokens stay in registers, a lane walks with its channels along a run of tokens; the tokens
-// ahead are on their way to shared memory, which takes no registers. Bound by memory.
-#include "mdn/kernels/short_conv.h"
-
+// The short convolution's backward pass. Sums over tokens stay in registers: a lane walks with its
+// channels along a run of tokens; the tokens ahead are on their way to shared memory, which takes
+// no registers. Bound by memory.
 #include <algorithm>
-#include <type_traits>
 
 #include "mdn/kernels/cuda/column_sums.cuh"
 #include "mdn/kernels/cuda/column_sums.h"
 #include "mdn/kernels/cuda/device.h"
 #include "mdn/kernels/cuda/divide.cuh"
-#include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/launch.h"
 #include "mdn/kernels/cuda/ptx/async_copy.cuh"
-#include "mdn/kernels/cuda/sequences.cuh"
-#include "mdn/kernels/cuda/vectors.cuh"
+#include "mdn/kernels/cuda/short_conv_parts.cuh"
 
 namespace mdn::kernels::cuda {
+namespace short_conv {
 namespace {
 
-constexpr int kLanes = 32;  // side by side along channels
-constexpr int kChannels = 4;
-constexpr int kTaps = 4;  // of every kernel: a narrower convolution's oldest weights are 0
-
-// Forward.
-constexpr int kForwardWarps = 4;
-constexpr int kForwardThreads = kLanes * kForwardWarps;
-constexpr int kTokens = 8;  // of a warp
-
-// Backward.
 constexpr int kWarps = 8;  // one run of tokens each
 constexpr int kThreads = kLanes * kWarps;
-constexpr int kBackwardBlocks = 2;  // of a multiprocessor, as the registers allow
-constexpr int kGroup = 4;           // tokens that are fetched, waited for and computed together
-constexpr int64_t kShortestRun =
-    16;  // tokens; the W - 1 before and behind a run are read once more
-
-/// What a call has besides x and weight.
-enum class Extra { kNothing, kCorrection, kBias };
-
-/// Blocks of the forward pass that a multiprocessor holds, as the registers allow.
-template <class T, Extra kExtra>
-inline constexpr int kForwardBlocks = sizeof(T) == 4              ? 4
-                                      : kExtra == Extra::kNothing ? 8
-                                      : kExtra == Extra::kBias    ? 7
-                                                                  : 6;
-
-int64_t ratio_up(int64_t n, int64_t of) {
-  return (n + of - 1) / of;
-}
-
-int64_t channel_blocks(const ShortConvProblem& p) {
-  return ratio_up(p.C, kLanes * kChannels);
-}
+constexpr int kBlocks = 2;  // of a multiprocessor, as the registers allow
+constexpr int kGroup = 4;   // tokens that are fetched, waited for and computed together
+// tokens; the W - 1 before and behind a run are read once more
+constexpr int64_t kShortestRun = 16;
 
 /// Tokens of a warp of the backward pass: with as many blocks as the device holds at once all end
 /// together, where one more would make all wait for the last.
 int64_t run_of(const ShortConvProblem& p) {
-  const int64_t blocks = int64_t{device_facts().multiprocessors} * kBackwardBlocks;
+  const int64_t blocks = int64_t{device_facts().multiprocessors} * kBlocks;
   const int64_t rows = std::max<int64_t>(1, blocks / channel_blocks(p));
   const int64_t run = ratio_up(p.B * p.T, rows * kWarps);
   return std::max(kShortestRun, ratio_up(run, kGroup) * kGroup);
@@ -87,98 +55,6 @@ __device__ inline Place place_of(int64_t tokens, int64_t run, unsigned columns, 
   place.last = min(place.first + run, tokens);
   return place;
 }
-
-/// weight is [C, width].
-__device__ inline void load_weight(const float* weight, int64_t channel, int width,
-                                   float (&w)[kChannels][kTaps]) {
-  float all[kChannels * kTaps] = {};
-  if (width == kTaps) {
-    load_run(weight + channel * kTaps, all);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-#pragma unroll
-      for (int tap = 1; tap < kTaps; ++tap) {
-        const int own = tap - (kTaps - width);
-        if (own >= 0) {
-          all[i * kTaps + tap] = weight[(channel + i) * width + own];
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kChannels; ++i) {
-#pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) {
-      w[i][tap] = all[i * kTaps + tap];
-    }
-  }
-}
-
-/// The inputs before a token that it reads, newest first; zeros before the sequence's start.
-struct Past {
-  static constexpr int kDepth = kTaps - 1;
-  float x[kDepth][kChannels];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int j = 0; j < kDepth; ++j) {
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        x[j][i] = 0;
-      }
-    }
-  }
-  /// Of the token at `x`, which has at least `count` inputs of its sequence before it.
-  template <class T>
-  __device__ void load(const T* x_now, int64_t stride, int count) {
-    clear();
-#pragma unroll
-    for (int j = 0; j < kDepth; ++j) {
-      if (j < count) {
-        load_run(x_now - (j + 1) * stride, x[j]);
-      }
-    }
-  }
-  __device__ void push(const float (&now)[kChannels]) {
-#pragma unroll
-    for (int j = kDepth - 1; j > 0; --j) {
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) {
-        x[j][i] = x[j - 1][i];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      x[0][i] = now[i];
-    }
-  }
-  /// bias[c] + sum_w weight[c, w] x[t - (W-1) + w, c]
-  __device__ void convolve(const float (&now)[kChannels], const float (&w)[kChannels][kTaps],
-                           const float (&bias)[kChannels], float (&a)[kChannels]) const {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      a[i] = bias[i] + w[i][kTaps - 1] * now[i];
-#pragma unroll
-      for (int j = 0; j < kDepth; ++j) {
-        a[i] += w[i][kTaps - 2 - j] * x[j][i];
-      }
-    }
-  }
-};
-
-struct Call {
-  int64_t tokens;
-  int channels;
-  unsigned columns;  // blocks along channels
-  SequenceTable sequences;
-  const void* x;
-  int64_t x_stride;
-  int width;
-  const float* weight;
-  const float* bias;
-  ShortConvCorrection correction;
-};
 
 /// The tokens ahead of a walk, on their way to shared memory: a ring of groups for each of kTensors
 /// tensors. A warp fetches its rows together, 16 bytes a lane, and waits for nobody else.
@@ -260,105 +136,6 @@ struct Ahead {
   }
 };
 
-/// A thread has kChannels channels of kTokens tokens and loads all that it reads at once, what
-/// other threads read too by way of L1.
-template <class T, Extra kExtra>
-__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<T, kExtra>)
-    short_conv_forward_kernel(Call call, T* y) {
-  constexpr bool kCorrect = kExtra == Extra::kCorrection;
-  constexpr int kBefore = kTaps - 1;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
-  const int channel = (static_cast<int>(blockIdx.x % call.columns) * kLanes + lane) * kChannels;
-  const int64_t first =
-      (static_cast<int64_t>(blockIdx.x / call.columns) * kForwardWarps + warp) * kTokens;
-  if (first >= call.tokens || channel >= call.channels) {
-    return;
-  }
-  const T* const x = static_cast<const T*>(call.x) + first * call.x_stride + channel;
-  const int64_t at = first * call.channels + channel;
-  const int tokens = static_cast<int>(min(call.tokens - first, int64_t{kTokens}));
-  let_next_start();
-  wait_for_previous();
-  Run<T, kChannels> inputs[kBefore + kTokens];
-  [[maybe_unused]] Run<T, kChannels> others[kTokens];
-#pragma unroll
-  for (int i = 0; i < kBefore + kTokens; ++i) {
-    inputs[i].clear();
-    if (i < kBefore ? first + i >= kBefore : i - kBefore < tokens) {
-      inputs[i].load(x + (i - kBefore) * call.x_stride);
-    }
-  }
-  if constexpr (kCorrect) {
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      others[i].clear();
-      if (i < tokens) {
-        others[i].load(static_cast<const T*>(call.correction.minus) + at +
-                       static_cast<int64_t>(i) * call.channels);
-      }
-    }
-  }
-  float w[kChannels][kTaps], bias[kChannels] = {}, scale = 0;
-  load_weight(call.weight, channel, call.width, w);
-  if constexpr (kExtra == Extra::kBias) {
-    load_run(call.bias + channel, bias);
-  }
-  if constexpr (kCorrect) {
-    scale = expf(call.correction.log_scale[channel / static_cast<int>(call.correction.channels)]);
-  }
-  // Where the sequence ends, counted from `first`.
-  SequenceWalk sequence(call.sequences, first);
-  const auto end_of = [&] {
-    return static_cast<int>(min(sequence.end() - first, int64_t{kTokens}));
-  };
-  int end = end_of();
-  Past past;
-#pragma unroll
-  for (int j = 0; j < kBefore; ++j) {
-    if (first - sequence.start() <= j) {
-      inputs[kBefore - 1 - j].clear();
-    }
-    inputs[kBefore - 1 - j].unpack(past.x[j]);
-  }
-  y += at;
-  const auto walk = [&]<bool kWhole>(std::bool_constant<kWhole>) {
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      if (!kWhole && i == end) {
-        if (i == tokens) {
-          break;
-        }
-        sequence.next();
-        end = end_of();
-        past.clear();
-      }
-      float now[kChannels], a[kChannels];
-      [[maybe_unused]] float other[kChannels];
-      inputs[kBefore + i].unpack(now);
-      past.convolve(now, w, bias, a);
-      past.push(now);
-      if constexpr (kCorrect) {
-        others[i].unpack(other);
-      }
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        a[c] *= sigmoid<T>(a[c]);
-        if constexpr (kCorrect) {
-          a[c] -= scale * other[c];
-        }
-      }
-      store_run(y + static_cast<int64_t>(i) * call.channels, a);
-    }
-  };
-  // Without a question between the tokens where no sequence ends among them.
-  if (end == kTokens) {
-    walk(std::true_type{});
-  } else {
-    walk(std::false_type{});
-  }
-}
-
 /// Of the block's sums of weight gradients.
 constexpr size_t kSumBytes = sizeof(float) * kTaps * kChannels * kThreads;
 
@@ -375,8 +152,8 @@ struct Gradients {
 // d_x[s] = sum_d weight[W-1-d] d_a[s+d] over the tokens s+d of the sequence: known once d_a[s+W-1]
 // is, so d_x is written W - 1 tokens behind, and the walk goes that far past the run.
 template <class T, Extra kExtra>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
-    short_conv_backward_kernel(Call call, Gradients gradients) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    backward_kernel(Call call, Gradients gradients) {
   constexpr bool kCorrect = kExtra == Extra::kCorrection, kBias = kExtra == Extra::kBias;
   constexpr int kBehind = kTaps - 1;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -570,8 +347,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
 /// The first `weight_blocks` blocks sum the weights' partial sums, [rows, weights]; then there is
 /// one for each head, which sums its `of_head` of `columns` columns of partial sums over all rows.
 __global__ void __launch_bounds__(kSumThreads)
-    short_conv_sums_kernel(Gradients partials, int64_t rows, int64_t weights, int64_t weight_blocks,
-                           int64_t columns, int64_t of_head, float* d_weight, float* d_log_scale) {
+    sums_kernel(Gradients partials, int64_t rows, int64_t weights, int64_t weight_blocks,
+                int64_t columns, int64_t of_head, float* d_weight, float* d_log_scale) {
   wait_for_previous();
   if (blockIdx.x < weight_blocks) {
     return sum_columns(partials.d_weight, rows, weights, blockIdx.x, d_weight);
@@ -597,60 +374,17 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-/// f(std::integral_constant<Extra, ...>).
-template <class Arguments, class F>
-void with_extra(const Arguments& call, F&& f) {
-  if (call.correction.minus != nullptr) {
-    return f(std::integral_constant<Extra, Extra::kCorrection>{});
-  }
-  if (call.bias != nullptr) {
-    return f(std::integral_constant<Extra, Extra::kBias>{});
-  }
-  f(std::integral_constant<Extra, Extra::kNothing>{});
-}
-
-template <class Arguments>
-Call call_of(const Arguments& arguments) {
-  const ShortConvProblem& p = arguments.problem;
-  return {.tokens = p.B * p.T,
-          .channels = static_cast<int>(p.C),
-          .columns = static_cast<unsigned>(channel_blocks(p)),
-          .sequences = {.cu_seqlens = p.cu_seqlens, .count = p.N, .length = p.T},
-          .x = arguments.x,
-          .x_stride = arguments.x_stride,
-          .width = static_cast<int>(p.W),
-          .weight = arguments.weight,
-          .bias = arguments.bias,
-          .correction = arguments.correction};
-}
-
 }  // namespace
-
-std::string short_conv_unsupported(const ShortConvProblem& p) {
-  if (p.W < 1 || p.W > kTaps) {
-    return "the width must be 1 to 4";
-  }
-  return p.C % 8 == 0 ? "" : "the channels must be a multiple of 8";
-}
+}  // namespace short_conv
 
 size_t short_conv_backward_workspace(const ShortConvProblem& p) {
-  return static_cast<size_t>(run_blocks(p) * (p.C * (p.W + 1) + p.C / kChannels)) * sizeof(float);
-}
-
-void short_conv_forward(const ShortConvForward& forward, Stream stream) {
-  const ShortConvProblem& p = forward.problem;
-  with_type(forward.dtype, [&](auto type) {
-    using T = typename decltype(type)::Type;
-    with_extra(forward, [&](auto extra) {
-      launch_early(
-          "launch of short_conv_forward", short_conv_forward_kernel<T, decltype(extra)::value>,
-          ratio_up(p.B * p.T, kTokens * kForwardWarps) * channel_blocks(p), kForwardThreads, 0,
-          static_cast<cudaStream_t>(stream), call_of(forward), static_cast<T*>(forward.y));
-    });
-  });
+  return static_cast<size_t>(short_conv::run_blocks(p) *
+                             (p.C * (p.W + 1) + p.C / short_conv::kChannels)) *
+         sizeof(float);
 }
 
 void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
+  using namespace short_conv;
   const auto stream = static_cast<cudaStream_t>(stream_);
   const ShortConvProblem& p = backward.problem;
   const int64_t rows = run_blocks(p);
@@ -666,7 +400,7 @@ void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
     using T = typename decltype(type)::Type;
     with_extra(backward, [&](auto extra) {
       constexpr Extra kExtra = decltype(extra)::value;
-      launch_early("launch of short_conv_backward", short_conv_backward_kernel<T, kExtra>,
+      launch_early("launch of short_conv_backward", backward_kernel<T, kExtra>,
                    rows * channel_blocks(p), kThreads,
                    std::max(Ahead<T, (kExtra == Extra::kCorrection ? 3 : 2)>::kBytes, kSumBytes),
                    stream, call_of(backward), gradients);
@@ -675,8 +409,8 @@ void short_conv_backward(const ShortConvBackward& backward, Stream stream_) {
   const ShortConvCorrection& correction = backward.correction;
   const int64_t blocks = ratio_up(p.C * p.W, kSumColumns);
   const int64_t heads = correction.minus != nullptr ? p.C / correction.channels : 0;
-  launch_early("launch of short_conv_sums", short_conv_sums_kernel, blocks + heads, kSumThreads, 0,
-               stream, gradients, rows, p.C * p.W, blocks, p.C / kChannels,
+  launch_early("launch of short_conv_sums", sums_kernel, blocks + heads, kSumThreads, 0, stream,
+               gradients, rows, p.C * p.W, blocks, p.C / kChannels,
                heads == 0 ? 0 : p.C / kChannels / heads, backward.d_weight, backward.d_log_scale);
   if (backward.bias != nullptr) {
     column_sums(gradients.d_bias, rows, p.C, backward.d_bias, stream);
