@@ -1,6 +1,5 @@
 // The short convolution's forward pass: a thread has a few channels of a few tokens, all loaded at
 // once. Bound by memory.
-#include <algorithm>
 #include <type_traits>
 
 #include "mdn/kernels/cuda/launch.h"

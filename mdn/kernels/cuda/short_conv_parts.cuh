@@ -3,7 +3,6 @@
 #pragma once
 
 #include <type_traits>
-#include <utility>
 
 #include "mdn/kernels/cuda/elements.cuh"
 #include "mdn/kernels/cuda/sequences.cuh"
